@@ -1,0 +1,350 @@
+//! Kernel images: recognised, checked, unpacked and brought to their place in guest memory.
+//!
+//! Two forms boot: a bzImage, as distributions ship it, and the ELF file (`vmlinux`) inside it or from a build. The
+//! bzImage is unpacked on the host; everything an image says is checked before it is used, and what is wrong with it
+//! is told with its name.
+
+mod bzimage;
+mod elf;
+mod payload;
+pub mod scan;
+mod source;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base::fail::why_of;
+use base::memory::Memory;
+use base::{Doing, Fail, Result, Why};
+use linux_loader::loader::bootparam::setup_header;
+use serde::Serialize;
+
+use self::bzimage::BzImage;
+use self::elf::Elf;
+pub use self::payload::Compression;
+use self::source::Source;
+pub(crate) use self::source::read_into;
+use crate::map::Map;
+use crate::{Loading, Protocol, linux};
+
+/// What an image says about itself, or what is wrong with it.
+pub(crate) type Claim<T> = std::result::Result<T, String>;
+
+/// The form of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Format {
+    /// ELF, `vmlinux`.
+    #[serde(rename = "elf")]
+    Elf,
+    /// bzImage, `vmlinuz`.
+    #[serde(rename = "bzImage")]
+    BzImage,
+}
+
+#[derive(Debug)]
+enum Form {
+    Elf(Elf),
+    BzImage(Box<BzImage>),
+}
+
+/// A kernel image that has been recognised.
+#[derive(Debug)]
+pub struct Kernel {
+    name: String,
+    path: Option<PathBuf>,
+    source: Source,
+    form: Form,
+    packed: bool,
+}
+
+/// A kernel in guest memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed {
+    /// Entry of the 64-bit Linux protocol.
+    pub linux: u64,
+    /// Entry of PVH, if it has one.
+    pub pvh: Option<u64>,
+    /// One past the last byte it needs.
+    pub end: u64,
+    /// Setup header for the zero page.
+    pub header: setup_header,
+    /// Whether PVH is the only protocol it speaks.
+    pub only_pvh: bool,
+}
+
+/// Finds the kernel image that a path means: the file itself, or in a build tree `vmlinux`, `arch/x86/boot/bzImage`
+/// or `vmlinuz`, in this order.
+///
+/// `vmlinux` comes first because it is never older than the bzImage made from it, and its segments are mapped in
+/// place of being unpacked; debug sections, however large, are never touched.
+///
+/// # Errors
+/// There is no such path, or the directory holds no kernel.
+pub fn locate(path: &Path) -> Result<PathBuf> {
+    let about = fs::metadata(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+    if !about.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let places = ["vmlinux", "arch/x86/boot/bzImage", "vmlinuz"];
+    places.iter().map(|place| path.join(place)).find(|place| place.is_file()).ok_or_else(|| {
+        Fail::new(Why::Missing, format!("find a kernel in {}", path.display()))
+            .because(format!("it holds none of {}", places.join(", ")))
+            .hint("build the kernel there, or pass the image itself")
+    })
+}
+
+fn opening(path: &Path) -> String {
+    format!("open kernel {}", path.display())
+}
+
+impl Kernel {
+    /// Opens and recognises the image at `path`. Only headers are read.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is no kernel that boots here: the failure says what it is.
+    pub fn open(path: &Path) -> Result<Kernel> {
+        let about = fs::metadata(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+        // Opening a pipe would wait for its writer.
+        if about.file_type().is_fifo() {
+            return Err(Fail::new(Why::Invalid, opening(path)).because("it is a pipe, not a regular file"));
+        }
+        let file = File::open(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+        let kernel = Kernel::read(path.display().to_string(), file)?;
+        Ok(Kernel { path: Some(path.to_owned()), ..kernel })
+    }
+
+    /// Recognises the image in an open file; `name` is how failures call it.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn read(name: impl Into<String>, file: File) -> Result<Kernel> {
+        let name = name.into();
+        let about = file.metadata().doing(Why::Host, || format!("open kernel {name}"))?;
+        if about.is_dir() {
+            return Err(Fail::new(Why::Invalid, format!("open kernel {name}")).because("it is a directory"));
+        }
+        if !about.is_file() {
+            return Err(
+                Fail::new(Why::Invalid, format!("open kernel {name}")).because("it is not a regular file")
+            );
+        }
+        Kernel::recognise(name, Source::File(Arc::new(file), about.len()))
+    }
+
+    /// Recognises the image in memory: for tests and fuzzing.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn parse(name: impl Into<String>, bytes: impl Into<Vec<u8>>) -> Result<Kernel> {
+        Kernel::recognise(name.into(), Source::Bytes(Arc::new(bytes.into())))
+    }
+
+    fn recognise(name: String, source: Source) -> Result<Kernel> {
+        let form = recognise(&source).map_err(|reason| refuse(&name, reason))?;
+        Ok(Kernel { name, path: None, source, form, packed: false })
+    }
+
+    /// Leaves a bzImage packed: the guest unpacks itself, as it does on hardware.
+    #[must_use]
+    pub fn keep_packed(self) -> Kernel {
+        Kernel { packed: true, ..self }
+    }
+
+    /// How failures call it: the path it was opened by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The path it was opened by, if it was.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Its form.
+    pub fn format(&self) -> Format {
+        match self.form {
+            Form::Elf(_) => Format::Elf,
+            Form::BzImage(_) => Format::BzImage,
+        }
+    }
+
+    /// How its payload is compressed; an ELF file has none.
+    pub fn compression(&self) -> Option<Compression> {
+        match &self.form {
+            Form::Elf(_) => None,
+            Form::BzImage(image) => Some(image.compression),
+        }
+    }
+
+    /// The version a bzImage's header names: `6.1.0-56-amd64 (builder) #1 SMP ...`.
+    pub(crate) fn header_version(&self) -> Option<&str> {
+        match &self.form {
+            Form::Elf(_) => None,
+            Form::BzImage(image) => image.version.as_deref(),
+        }
+    }
+
+    /// Calls `with` on the ELF file: this one, or the one unpacked from the bzImage. `None` if the host cannot unpack
+    /// it.
+    pub(crate) fn with_elf<T>(&self, with: impl FnOnce(&Elf, &Source) -> T) -> Result<Option<T>> {
+        match &self.form {
+            Form::Elf(elf) => Ok(Some(with(elf, &self.source))),
+            Form::BzImage(image) if image.compression.unpacks() => {
+                let (elf, source) = self.unpack(image)?;
+                Ok(Some(with(&elf, &source)))
+            }
+            Form::BzImage(_) => Ok(None),
+        }
+    }
+
+    /// Writes the ELF file to `out`, unpacked, if it can be entered by PVH; false, and nothing is written, if not.
+    ///
+    /// # Errors
+    /// The image is broken, or `out` cannot be written.
+    pub fn write_pvh_elf(&self, out: &mut impl std::io::Write) -> Result<bool> {
+        let written = self.with_elf(|elf, source| {
+            if elf.pvh.is_none() {
+                return Ok(false);
+            }
+            for at in (0..source.len()).step_by(1 << 20) {
+                out.write_all(&source.prefix(at, 1 << 20)?)?;
+            }
+            Ok::<_, std::io::Error>(true)
+        })?;
+        written.unwrap_or(Ok(false)).doing(Why::Host, || format!("unpack kernel {}", self.name))
+    }
+
+    fn unpack(&self, image: &BzImage) -> Result<(Elf, Source)> {
+        let unpack = || {
+            let source = image.unpack(&self.source)?;
+            let magic = source.prefix(0, elf::MAGIC.len()).map_err(|error| error.to_string())?;
+            if magic != elf::MAGIC {
+                return Err("its payload does not unpack to an ELF file".to_owned());
+            }
+            Ok((Elf::parse(&source).map_err(|reason| format!("in its payload, {reason}"))?, source))
+        };
+        unpack().map_err(|reason| refuse(&self.name, reason))
+    }
+
+    /// Brings the kernel to its place in memory that has never been written.
+    pub(crate) fn load(
+        &self,
+        protocol: Protocol,
+        loading: Loading,
+        memory: &Memory,
+        map: &Map,
+    ) -> Result<Placed> {
+        let placed = match &self.form {
+            Form::Elf(elf) => {
+                let only_pvh = elf.pvh.is_some() && !scan::is_linux(elf, &self.source);
+                let mut source =
+                    self.source.share().doing(Why::Host, || format!("load kernel {}", self.name))?;
+                Placed { only_pvh, ..self.load_elf(elf, &mut source, loading, memory, map)? }
+            }
+            Form::BzImage(image) if image.compression.unpacks() && !self.packed => {
+                let (elf, mut source) = self.unpack(image)?;
+                Placed { header: image.header, ..self.load_elf(&elf, &mut source, loading, memory, map)? }
+            }
+            Form::BzImage(image) => self.load_packed(image, memory, map)?,
+        };
+        match protocol {
+            Protocol::Pvh if placed.pvh.is_none() => Err(self.without_pvh()),
+            _ => Ok(placed),
+        }
+    }
+
+    fn without_pvh(&self) -> Fail {
+        let fail = Fail::new(Why::Invalid, format!("enter kernel {} by PVH", self.name));
+        match self.compression() {
+            Some(packed) if self.packed || !packed.unpacks() => {
+                fail.because(format!("its {} payload stays packed", packed.name()))
+            }
+            _ => fail
+                .because("it has no PVH entry")
+                .hint("configure it with CONFIG_PVH=y, or leave the choice of protocol out"),
+        }
+    }
+
+    fn load_elf(
+        &self,
+        elf: &Elf,
+        source: &mut Source,
+        loading: Loading,
+        memory: &Memory,
+        map: &Map,
+    ) -> Result<Placed> {
+        let (start, end) = elf.span();
+        map.check(&self.name, start, end)?;
+        elf.load(source, memory, loading)
+            .map_err(|e| Fail::new(why_of(&e), format!("load kernel {}", self.name)).because(e))?;
+        Ok(Placed { linux: elf.entry, pvh: elf.pvh, end, header: linux::header(), only_pvh: false })
+    }
+
+    fn load_packed(&self, image: &BzImage, memory: &Memory, map: &Map) -> Result<Placed> {
+        let (start, end) = image.span().map_err(|reason| refuse(&self.name, reason))?;
+        map.check(&self.name, start, end)?;
+        let loading = || format!("load kernel {}", self.name);
+        let mut source = self.source.share().doing(Why::Host, loading)?;
+        let linux = image.load(&mut source, memory, start).doing(Why::Host, loading)?;
+        Ok(Placed { linux, pvh: None, end, header: image.header, only_pvh: false })
+    }
+}
+
+/// The failure for an image that is not one, or is broken.
+fn refuse(name: &str, reason: String) -> Fail {
+    let fail = Fail::new(Why::Invalid, format!("load kernel {name}"));
+    let hint = match reason.as_str() {
+        text if text.contains("compressed file") => "unpack it first",
+        text if text.contains("truncated") || text.contains("corrupt") => "copy or build it again",
+        _ => "pass a bzImage (vmlinuz) or an ELF vmlinux for x86-64",
+    };
+    fail.because(reason).hint(hint)
+}
+
+fn recognise(source: &Source) -> Claim<Form> {
+    if source.len() == 0 {
+        return Err("it is empty".into());
+    }
+    let head = source.prefix(0, bzimage::HEAD).map_err(|error| error.to_string())?;
+    if head.starts_with(elf::MAGIC) {
+        return Elf::parse(source).map(Form::Elf);
+    }
+    if bzimage::recognise(&head) {
+        return BzImage::parse(&head, source).map(|image| Form::BzImage(Box::new(image)));
+    }
+    Err(describe(&head).into())
+}
+
+/// What a file is that is no kernel for this machine.
+fn describe(head: &[u8]) -> &'static str {
+    let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
+    match () {
+        () if at(0x38, b"ARM\x64") => "it is an arm64 kernel, not one for x86-64",
+        () if at(0x38, b"RSC\x05") => "it is a RISC-V kernel, not one for x86-64",
+        () if at(0, b"MZ") && at(4, b"zimg") => "it is an EFI zboot image, not for x86-64",
+        () if at(0, b"MZ") => "it is a PE (EFI) program, not a Linux kernel",
+        () if at(0, &[0x27, 0x05, 0x19, 0x56]) => "it is a U-Boot image, not one for x86-64",
+        () if at(0, &[0x1f, 0x8b]) => "it is a gzip compressed file, not a kernel image",
+        () if at(0, b"\xfd7zXZ\0") => "it is an xz compressed file, not a kernel image",
+        () if at(0, &[0x28, 0xb5, 0x2f, 0xfd]) => "it is a zstd compressed file, not a kernel image",
+        () if at(0, b"BZh") => "it is a bzip2 compressed file, not a kernel image",
+        () if at(0, b"070701") => "it is a cpio archive, which goes to --initrd",
+        () if is_text(head) => "it is a text file, not a kernel image",
+        () => "it is neither a bzImage nor an ELF file",
+    }
+}
+
+fn is_text(head: &[u8]) -> bool {
+    let whole = match std::str::from_utf8(head) {
+        Ok(_) => head,
+        // Cut within a character.
+        Err(error) if error.error_len().is_none() => head.get(..error.valid_up_to()).unwrap_or_default(),
+        Err(_) => return false,
+    };
+    whole.iter().all(|byte| !byte.is_ascii_control() || byte.is_ascii_whitespace())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+//! What stands in guest memory before the first instruction.
+//!
+//! A [`Plan`] names it - kernel, initrd, command line, machine - and [`place`] puts it there: the kernel where it
+//! wants to be, the initrd above it, ACPI tables in the firmware area, and the page that tells the kernel of them all.
+//! Nothing here knows a hypervisor: it needs guest memory only, and can run while others set up the rest.
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+pub mod cmdline;
+pub mod cpio;
+pub mod initrd;
+pub mod inspect;
+pub mod kernel;
+mod linux;
+mod map;
+mod pvh;
+
+use arch::layout::{CMDLINE, PVH_INFO, ZERO_PAGE};
+use base::memory::Memory;
+use base::{Doing, Result, Why};
+use vm_memory::{Bytes, GuestAddress};
+
+use self::initrd::Part;
+use self::kernel::Kernel;
+use self::map::Map;
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// The 64-bit Linux protocol, or PVH for a kernel that is not Linux and has a PVH entry.
+    ///
+    /// An ELF file that is neither, such as a small guest of a test, is entered at its ELF entry as Linux would be: in
+    /// long mode, with 4 GiB mapped to themselves.
+    #[default]
+    Auto,
+    /// The 64-bit Linux protocol.
+    Linux,
+    /// PVH.
+    Pvh,
+}
+
+/// How the code of an uncompressed kernel comes into memory. The rest of the file is mapped, and so is all of it where
+/// the code does not fill a huge page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loading {
+    /// Mapped: at once, and shared with other machines until the guest changes it.
+    #[default]
+    Map,
+    /// Copied into huge pages. A kernel patches itself on almost every page of its code when it starts, and each of
+    /// them would be faulted in twice or three times.
+    Copy,
+}
+
+/// What to put into memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// The parts of the initrd, in order; none for no initrd.
+    pub initrd: &'a [Part],
+    /// The whole command line.
+    pub cmdline: &'a str,
+    /// How to enter the kernel.
+    pub protocol: Protocol,
+    /// How the kernel's code comes into memory.
+    pub loading: Loading,
+    /// What the ACPI tables describe.
+    pub machine: acpi::Machine<'a>,
+}
+
+/// Where the boot processor begins; `arch::registers` has its state for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// In long mode.
+    Linux64 {
+        /// Guest-physical address of the first instruction.
+        entry: u64,
+        /// Guest-physical address of the zero page.
+        zero_page: u64,
+    },
+    /// In 32-bit protected mode without paging.
+    Pvh {
+        /// Guest-physical address of the first instruction.
+        entry: u64,
+        /// Guest-physical address of the start info.
+        start_info: u64,
+    },
+}
+
+/// Puts everything in the plan into `memory`, which has never been written.
+///
+/// Page tables and descriptor table are the caller's (`arch::paging`, `arch::registers`): they are the same for every
+/// plan.
+///
+/// # Errors
+/// A file cannot be read or is not what it should be, the command line is not one, or the memory is too small; the
+/// failure names which.
+pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
+    let map = Map::new(memory);
+    let kernel = plan.kernel.load(plan.protocol, plan.loading, memory, &map)?;
+    cmdline::check(plan.cmdline, linux::cmdline_limit(&kernel.header))?;
+    let ceiling = u64::from(kernel.header.initrd_addr_max);
+    let initrd = initrd::place(plan.initrd, memory, &map, kernel.end, ceiling)?;
+    // The terminating zero is there: this memory has never been written.
+    memory
+        .ram()
+        .write_slice(plan.cmdline.as_bytes(), GuestAddress(CMDLINE))
+        .doing(Why::Invalid, || "write the kernel command line")?;
+    acpi::place(&plan.machine, memory)?;
+    let by_pvh = plan.protocol == Protocol::Pvh || (plan.protocol == Protocol::Auto && kernel.only_pvh);
+    if let (true, Some(entry)) = (by_pvh, kernel.pvh) {
+        pvh::place(initrd, memory, &map)?;
+        return Ok(Start::Pvh { entry, start_info: PVH_INFO });
+    }
+    linux::place(kernel.header, initrd, memory, &map)?;
+    Ok(Start::Linux64 { entry: kernel.linux, zero_page: ZERO_PAGE })
+}
+
+#[cfg(test)]
+mod tests;

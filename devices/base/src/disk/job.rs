@@ -1,0 +1,133 @@
+//! One job of a disk, and how it goes on after each answer of the kernel.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{FallocateFlags, fallocate, fdatasync};
+use rustix::io::Errno;
+
+use crate::memory::Memory;
+use crate::sys::iovec::Iovecs;
+
+/// What to do to a range of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read it into guest memory.
+    Read,
+    /// Write it from guest memory.
+    Write,
+    /// Put everything written so far on stable storage.
+    Flush,
+    /// The content is wanted no more: advice, which a file system may not take.
+    Discard,
+    /// Have it read as zeros.
+    Zero {
+        /// It may lose its place on the disk.
+        unmap: bool,
+    },
+}
+
+/// A job under way.
+pub struct Job {
+    pub(crate) action: Action,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) iovecs: Iovecs,
+}
+
+impl Job {
+    pub(super) fn new(
+        action: Action,
+        offset: u64,
+        len: u64,
+        memory: &Memory,
+        parts: impl Iterator<Item = (u64, u32)>,
+    ) -> io::Result<Job> {
+        let iovecs = Iovecs::guest(memory, parts)?;
+        let moves = matches!(action, Action::Read | Action::Write);
+        if moves && iovecs.len() != len {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "range and memory differ in length"));
+        }
+        Ok(Job { action, offset, len, iovecs })
+    }
+
+    /// The `fallocate` mode that does it; `None` if another call does.
+    pub(crate) fn mode(&self) -> Option<FallocateFlags> {
+        match self.action {
+            Action::Discard | Action::Zero { unmap: true } => {
+                Some(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
+            }
+            Action::Zero { unmap: false } => Some(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE),
+            Action::Read | Action::Write | Action::Flush => None,
+        }
+    }
+
+    /// Does the next step in this thread; bytes moved.
+    fn step(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        match (self.action, self.mode()) {
+            (Action::Read, _) => self.iovecs.read_at(file, self.offset, 0),
+            (Action::Write, _) => self.iovecs.write_at(file, self.offset),
+            (_, Some(mode)) => Ok(fallocate(file, mode, self.offset, self.len).map(|()| 0)?),
+            (_, None) => Ok(fdatasync(file).map(|()| 0)?),
+        }
+    }
+
+    /// Does all of it in this thread.
+    pub(super) fn run(mut self, file: BorrowedFd<'_>) -> io::Result<()> {
+        loop {
+            let answer = self.step(file);
+            if let Some(end) = self.advance(answer) {
+                return end;
+            }
+        }
+    }
+
+    /// Reads what the page cache holds. The job comes back if that was not all.
+    pub(super) fn try_read(mut self, file: BorrowedFd<'_>) -> Result<io::Result<()>, Job> {
+        if self.action == Action::Read
+            && let Ok(moved @ 1..) = self.iovecs.read_at(file, self.offset, libc::RWF_NOWAIT)
+            && let Some(end) = self.advance(Ok(moved))
+        {
+            return Ok(end);
+        }
+        Err(self)
+    }
+
+    /// Takes the kernel's answer to a step; `None` when another step is due.
+    pub(crate) fn advance(&mut self, answer: io::Result<usize>) -> Option<io::Result<()>> {
+        match answer {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(error) => self.refused(error),
+            Ok(_) if !matches!(self.action, Action::Read | Action::Write) => Some(Ok(())),
+            Ok(0) if self.len > 0 => Some(Err(match self.action {
+                // The file has become shorter than it was when it was opened.
+                Action::Read => io::ErrorKind::UnexpectedEof.into(),
+                _ => io::ErrorKind::WriteZero.into(),
+            })),
+            Ok(moved) => {
+                let moved = (moved as u64).min(self.len);
+                self.iovecs.advance(moved);
+                self.offset = self.offset.saturating_add(moved);
+                self.len -= moved;
+                (self.len == 0).then_some(Ok(()))
+            }
+        }
+    }
+
+    /// File systems and devices that cannot do it say so in several ways: then a discard is done, being advice, and
+    /// zeros are written.
+    fn refused(&mut self, error: io::Error) -> Option<io::Result<()>> {
+        let cannot = [Errno::OPNOTSUPP, Errno::INVAL, Errno::NOSYS, Errno::NODEV]
+            .iter()
+            .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()));
+        match self.action {
+            Action::Discard if cannot => Some(Ok(())),
+            Action::Zero { .. } if cannot => {
+                self.action = Action::Write;
+                self.iovecs = Iovecs::zeros(self.len);
+                None
+            }
+            _ => Some(Err(error)),
+        }
+    }
+}

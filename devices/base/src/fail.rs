@@ -1,0 +1,163 @@
+//! The two ways things go wrong: a [`Fail`] is told to the operator, a [`Fault`] is the guest's own doing.
+//!
+//! They never convert into each other: what a guest says must not end a run or fill a log, and what the host
+//! lacks must not be blamed on the guest.
+
+use std::error::Error;
+use std::fmt;
+
+/// A result that can be told to the operator.
+pub type Result<T, E = Fail> = std::result::Result<T, E>;
+
+/// The kind of a failure: enough to choose an exit code or an HTTP status, and no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The command line, plan or request asks for something that makes no sense.
+    Usage,
+    /// Something named does not exist.
+    Missing,
+    /// The host refuses: a permission, a lock, a limit.
+    Denied,
+    /// A file or a value given is not what it has to be.
+    Invalid,
+    /// This host cannot do it: no KVM, a missing capability, a missing program.
+    Unsupported,
+    /// The host failed while doing it.
+    Host,
+}
+
+/// A failure worth telling: what was being done, to what, why it failed, and what would help.
+///
+/// Displayed as `open disk0 image /img/a.ext4: Permission denied`, with the remedy on a line of its own:
+/// `hint: ...`. The text is lower case and begins with a verb.
+#[derive(Debug)]
+pub struct Fail {
+    /// The kind.
+    pub why: Why,
+    doing: String,
+    cause: Option<Box<dyn Error + Send + Sync>>,
+    hint: Option<String>,
+}
+
+impl Fail {
+    /// A failure of kind `why` while `doing` something: verb first, subject named.
+    pub fn new(why: Why, doing: impl Into<String>) -> Self {
+        Fail { why, doing: doing.into(), cause: None, hint: None }
+    }
+
+    /// Adds the cause, shown after a colon.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds the remedy, shown on its own line.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The remedy, if one is known.
+    pub fn remedy(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// The failure in one line, without the remedy.
+    pub fn summary(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{}: {}", self.doing, plain(cause.as_ref())),
+            None => self.doing.clone(),
+        }
+    }
+}
+
+/// The text of an error without the ` (os error N)` that the standard library adds: the words say it already.
+fn plain(cause: &(dyn Error + 'static)) -> String {
+    let text = cause.to_string();
+    match text.find(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+impl fmt::Display for Fail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.summary())?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Error for Fail {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+/// Turns any error into a [`Fail`] by saying what was being done.
+pub trait Doing<T> {
+    /// Names the kind of failure and what was being done.
+    fn doing<S: Into<String>>(self, why: Why, what: impl FnOnce() -> S) -> Result<T>;
+}
+
+impl<T, E: Into<Box<dyn Error + Send + Sync>>> Doing<T> for std::result::Result<T, E> {
+    fn doing<S: Into<String>>(self, why: Why, what: impl FnOnce() -> S) -> Result<T> {
+        self.map_err(|cause| Fail::new(why, what()).because(cause))
+    }
+}
+
+/// The kind that fits an I/O error of the host.
+pub fn why_of(error: &std::io::Error) -> Why {
+    use std::io::ErrorKind as K;
+    match error.kind() {
+        K::NotFound => Why::Missing,
+        K::PermissionDenied | K::ResourceBusy | K::ReadOnlyFilesystem | K::AddrInUse => Why::Denied,
+        K::InvalidInput | K::InvalidData | K::IsADirectory | K::NotADirectory => Why::Invalid,
+        K::Unsupported => Why::Unsupported,
+        _ => Why::Host,
+    }
+}
+
+/// Something the guest did that the specification does not allow. Counted, never fatal to the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What the guest broke, as a short sentence: `descriptor chain loops`.
+    pub what: &'static str,
+    /// The offending value, if one says more.
+    pub value: u64,
+}
+
+impl Fault {
+    /// A fault with the value that shows it.
+    pub const fn new(what: &'static str, value: u64) -> Self {
+        Fault { what, value }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:#x})", self.what, self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_names_the_thing_the_cause_and_the_remedy() {
+        let denied = std::io::Error::from_raw_os_error(libc::EACCES);
+        let fail = Fail::new(Why::Denied, "open disk0 image /img/a.ext4 for writing")
+            .because(denied)
+            .hint("pass readonly=on, or make the file writable");
+        assert_eq!(
+            fail.to_string(),
+            "open disk0 image /img/a.ext4 for writing: Permission denied\n  \
+             hint: pass readonly=on, or make the file writable"
+        );
+    }
+}

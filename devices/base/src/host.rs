@@ -1,0 +1,93 @@
+//! The host's objects, passed in: devices open nothing themselves, so a jail can hand out what it holds and a
+//! test can hand out fakes.
+
+pub mod fake;
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::fail::Result;
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Open for writing too.
+    pub write: bool,
+    /// Create it if it is missing, empty it if not.
+    pub create: bool,
+    /// Past the host's page cache (`O_DIRECT`).
+    pub direct: bool,
+}
+
+/// A two-way stream of bytes to a person or a program: a terminal, a pseudo-terminal, a pair of pipes.
+#[derive(Debug)]
+pub struct Stream {
+    /// Bytes for the guest; `None` when there is no input.
+    pub input: Option<OwnedFd>,
+    /// Bytes from the guest.
+    pub output: OwnedFd,
+    /// The input is the operator's terminal in raw mode, so the escape key has to be watched for.
+    pub terminal: bool,
+}
+
+/// Fills a buffer with random bytes, or says that the host has none to give.
+pub type Entropy = Arc<dyn Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync>;
+
+/// Random bytes from the host kernel's generator; waits at most once after the host's start, for its seed.
+///
+/// # Errors
+/// As `getrandom(2)` answers.
+pub fn kernel_entropy(mut data: &mut [u8]) -> std::io::Result<()> {
+    use rustix::rand::{GetRandomFlags, getrandom};
+    while !data.is_empty() {
+        match getrandom(&mut *data, GetRandomFlags::empty()) {
+            Ok(n) => data = data.get_mut(n..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// What a device may ask of the host.
+pub trait Host: Send + Sync {
+    /// Opens a file. Errors name the path, the cause and the remedy; `role` says what it is for
+    /// (`disk0 image`).
+    ///
+    /// # Errors
+    /// As the host answers.
+    fn open(&self, role: &str, path: &Path, access: Access) -> Result<File>;
+
+    /// The standard streams of the process, handed out once.
+    ///
+    /// # Errors
+    /// Another device has them already.
+    fn stdio(&self, role: &str) -> Result<Stream>;
+
+    /// A new pseudo-terminal; tells the operator its name.
+    ///
+    /// # Errors
+    /// As the host answers.
+    fn pty(&self, role: &str) -> Result<Stream>;
+
+    /// A share of the process's error stream.
+    ///
+    /// # Errors
+    /// The process has none.
+    fn stderr(&self) -> std::io::Result<OwnedFd> {
+        std::io::stderr().as_fd().try_clone_to_owned()
+    }
+
+    /// A source of random bytes fit for keys, for a device that asks for them as long as it lives.
+    fn entropy(&self) -> Entropy {
+        Arc::new(kernel_entropy)
+    }
+
+    /// Fills `data` with random bytes fit for keys.
+    ///
+    /// # Errors
+    /// The host has none to give yet.
+    fn random(&self, data: &mut [u8]) -> std::io::Result<()>;
+}

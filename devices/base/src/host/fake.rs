@@ -1,0 +1,101 @@
+//! A host made up for tests: files in memory, pipes for streams, randomness that repeats.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::pipe::pipe;
+
+use super::{Access, Entropy, Host, Stream};
+use crate::fail::{Doing, Fail, Result, Why};
+
+/// Bytes in a file that a test opens without having made it.
+pub const FILE_BYTES: u64 = 1 << 20;
+
+/// A host that has every file, each of [`FILE_BYTES`] zeros, and keeps what is written to them.
+#[derive(Debug, Default)]
+pub struct FakeHost {
+    files: Mutex<HashMap<PathBuf, File>>,
+    /// The other ends of the streams handed out, so that writes to them do not fail.
+    ends: Mutex<Vec<OwnedFd>>,
+    drawn: Arc<AtomicU64>,
+}
+
+impl FakeHost {
+    /// The file at `path`, to look into it or to change it.
+    ///
+    /// # Errors
+    /// The kernel makes no memory files.
+    pub fn file(&self, path: &Path) -> std::io::Result<File> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(path) {
+            return file.try_clone();
+        }
+        let file = File::from(memfd_create("fake", MemfdFlags::CLOEXEC)?);
+        file.set_len(FILE_BYTES)?;
+        files.insert(path.to_owned(), file.try_clone()?);
+        Ok(file)
+    }
+
+    /// Puts `file` at `path`.
+    pub fn put(&self, path: &Path, file: File) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), file);
+    }
+
+    fn stream(&self, role: &str) -> Result<Stream> {
+        let pair = || pipe().doing(Why::Host, || format!("make pipes for {role}"));
+        let ((input, far_input), (far_output, output)) = (pair()?, pair()?);
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).extend([far_input, far_output]);
+        Ok(Stream { input: Some(input), output, terminal: false })
+    }
+}
+
+/// Bytes that repeat in every run (a linear congruential generator, MMIX's numbers).
+fn draw(state: &AtomicU64, data: &mut [u8]) {
+    for byte in data {
+        let next = |n: u64| n.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let old = state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| Some(next(n)));
+        let [top, ..] = old.unwrap_or_else(|n| n).to_be_bytes();
+        *byte = top;
+    }
+}
+
+impl Host for FakeHost {
+    fn open(&self, role: &str, path: &Path, access: Access) -> Result<File> {
+        let doing = || format!("open {role} {}", path.display());
+        let file = self.file(path).doing(Why::Host, doing)?;
+        // Opened anew, as a path would be: an open file description of its own, so that locks work.
+        let again = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let opened = File::options().read(true).write(access.write).truncate(access.create).open(again);
+        opened.map_err(|cause| Fail::new(Why::Host, doing()).because(cause))
+    }
+
+    fn stdio(&self, role: &str) -> Result<Stream> {
+        self.stream(role)
+    }
+
+    fn pty(&self, role: &str) -> Result<Stream> {
+        self.stream(role)
+    }
+
+    fn stderr(&self) -> std::io::Result<OwnedFd> {
+        self.file(Path::new("stderr")).map(OwnedFd::from)
+    }
+
+    fn entropy(&self) -> Entropy {
+        let drawn = self.drawn.clone();
+        Arc::new(move |data| {
+            draw(&drawn, data);
+            Ok(())
+        })
+    }
+
+    fn random(&self, data: &mut [u8]) -> std::io::Result<()> {
+        draw(&self.drawn, data);
+        Ok(())
+    }
+}

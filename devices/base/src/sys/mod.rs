@@ -1,0 +1,9 @@
+//! The room for system calls that Rust's libraries do not make safe. One of the three rooms with `unsafe`.
+#![allow(unsafe_code)]
+
+pub mod children;
+pub mod iovec;
+pub mod ram;
+pub mod scratch;
+pub mod signals;
+pub mod uring;

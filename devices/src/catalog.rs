@@ -1,0 +1,284 @@
+//! The one list of devices, and how each reader sees an entry of it.
+//!
+//! Command line, help, plan file, JSON schema, assembly and contract tests are all readings of [`CATALOG`]: a new
+//! device is one file in `kinds` and one line here.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::bus::Registers;
+use base::clock::Clock;
+use base::host::Host;
+use base::irq::SharedLine;
+use base::lane::LaneHandle;
+use base::memory::Memory;
+use base::node::Node;
+use base::{Fail, Result, Why};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::virtio::Device;
+
+/// How many of a kind a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Always one; the flag changes how it is made. The text is the `Spec` it has without a flag.
+    Standard(&'static str),
+    /// None unless asked for, then one for each flag.
+    OnRequest,
+}
+
+/// What a device author writes: the whole of a device, in one file.
+pub trait Kind: Send + Sync + 'static {
+    /// What the user can say about it. Doc comments become help; unknown keys are refused.
+    type Spec: Serialize + DeserializeOwned + JsonSchema;
+    /// Its name: file, plan key, counters (`blk`).
+    const NAME: &'static str;
+    /// Its flag on the command line, without dashes (`disk`).
+    const FLAG: &'static str;
+    /// One sentence for `--help`.
+    const SUMMARY: &'static str;
+    /// The key that a bare first value stands for: `--disk a.img` is `--disk path=a.img`.
+    const BARE: &'static str;
+    /// A working value of the flag, for help and for the contract tests (on the fake host).
+    const EXAMPLE: &'static str;
+    /// How many there are.
+    const PRESENCE: Presence;
+
+    /// Builds it.
+    ///
+    /// # Errors
+    /// The host lacks what it needs, or the values of the `Spec` make no sense together.
+    fn build(spec: &Self::Spec, kit: &Kit<'_>) -> Result<Body>;
+}
+
+/// What a device may take from the machine it is built for.
+pub struct Kit<'a> {
+    /// The name of this one: `disk0`, `serial`. In messages and counters.
+    pub name: &'a str,
+    /// The host's files, streams and randomness.
+    pub host: &'a dyn Host,
+    /// The times.
+    pub clock: Arc<dyn Clock>,
+    /// Guest memory.
+    pub memory: &'a Memory,
+    /// Interrupt lines by GSI number.
+    pub lines: &'a dyn Fn(u32) -> SharedLine,
+    /// The lane on which slow or waiting work of chips lives (standard input). Virtio devices get their own
+    /// from the transport.
+    pub lane: &'a LaneHandle,
+}
+
+/// What [`Kind::build`] gives.
+pub enum Body {
+    /// A chip at fixed addresses.
+    Chip(Chip),
+    /// A virtio device, to be put behind a transport.
+    Virtio(Box<dyn Device>),
+    /// Nothing: the user turned it off (`--serial none`).
+    Absent,
+}
+
+/// A chip at fixed addresses: its register windows and how the firmware tables name it.
+#[derive(Default)]
+pub struct Chip {
+    /// Register windows.
+    pub windows: Vec<Window>,
+    /// Its entry in the firmware tables, if the guest is to find it there.
+    pub node: Option<Node>,
+    /// The port on which console text leaves byte by byte: watched for a kernel's last words.
+    pub console: Option<u64>,
+    /// To be called once when the last vCPU has stopped: hands over to the host what the guest has written.
+    pub finish: Option<Finish>,
+}
+
+/// The last duty of a chip. It waits as long as the host keeps taking something within each span of this length.
+///
+/// # Errors
+/// The host has not taken all: says how much is lost.
+pub type Finish = Box<dyn FnOnce(Duration) -> Result<()> + Send>;
+
+/// The address space of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// I/O ports.
+    Port,
+    /// Guest-physical memory addresses.
+    Memory,
+}
+
+/// Registers at an address.
+pub struct Window {
+    /// Which space.
+    pub space: Space,
+    /// First address.
+    pub base: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Registers in it whose writes may be handed over late and in batches.
+    pub lazy: &'static [Lazy],
+    /// Who answers.
+    pub registers: Box<dyn Registers>,
+}
+
+/// A 1-byte register on which nothing depends but the order of its writes and the accesses that follow: a
+/// transmitter, an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lazy {
+    /// Its address.
+    pub address: u64,
+    /// That holds for this value only; any other has to be heard at once.
+    pub only: Option<u8>,
+}
+
+/// A kind as the readers of the list see it: without its types.
+pub trait Entry: Sync {
+    /// See [`Kind::NAME`].
+    fn name(&self) -> &'static str;
+    /// See [`Kind::FLAG`].
+    fn flag(&self) -> &'static str;
+    /// See [`Kind::SUMMARY`].
+    fn summary(&self) -> &'static str;
+    /// See [`Kind::EXAMPLE`].
+    fn example(&self) -> &'static str;
+    /// See [`Kind::PRESENCE`].
+    fn presence(&self) -> Presence;
+    /// The JSON schema of its `Spec`, with the doc comments as descriptions.
+    fn schema(&self) -> schemars::Schema;
+    /// Reads `key=value,key=value` into the JSON form of the `Spec`, all defaults filled in; `,,` is a comma within a
+    /// value.
+    ///
+    /// # Errors
+    /// [`Why::Usage`]: an unknown key (the known ones are named), a missing or a bad value.
+    fn parse(&self, text: &str) -> Result<Value>;
+    /// Checks the JSON form of a `Spec` and fills in its defaults.
+    ///
+    /// # Errors
+    /// As [`Entry::parse`].
+    fn check(&self, spec: &Value) -> Result<Value>;
+    /// Builds one.
+    ///
+    /// # Errors
+    /// As [`Kind::build`].
+    fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body>;
+}
+
+/// A [`Kind`] seen as an [`Entry`].
+pub struct Of<K>(PhantomData<fn() -> K>);
+
+impl<K: Kind> Of<K> {
+    /// The entry for `K`.
+    pub const NEW: Self = Of(PhantomData);
+
+    fn typed(spec: &Value) -> Result<K::Spec> {
+        serde_json::from_value(spec.clone()).map_err(|cause| {
+            Fail::new(Why::Usage, format!("read the {} settings", K::NAME)).because(cause).hint(Self::hint())
+        })
+    }
+
+    fn hint() -> String {
+        format!("an example: --{} {}", K::FLAG, K::EXAMPLE)
+    }
+
+    fn value(spec: &K::Spec) -> Result<Value> {
+        serde_json::to_value(spec)
+            .map_err(|cause| Fail::new(Why::Usage, format!("write the {} settings", K::NAME)).because(cause))
+    }
+}
+
+impl<K: Kind> Entry for Of<K> {
+    fn name(&self) -> &'static str {
+        K::NAME
+    }
+    fn flag(&self) -> &'static str {
+        K::FLAG
+    }
+    fn summary(&self) -> &'static str {
+        K::SUMMARY
+    }
+    fn example(&self) -> &'static str {
+        K::EXAMPLE
+    }
+    fn presence(&self) -> Presence {
+        K::PRESENCE
+    }
+    fn schema(&self) -> schemars::Schema {
+        schemars::schema_for!(K::Spec)
+    }
+    fn parse(&self, text: &str) -> Result<Value> {
+        let first = text.split(',').next().unwrap_or_default();
+        let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", K::BARE) };
+        let (quoted, objects) = quote(&full);
+        let objects = objects.iter().map(|(id, value)| (id.as_str(), value.as_str())).collect();
+        let spec: K::Spec = serde_aco::from_args(&quoted, &objects).map_err(|cause| {
+            let cause = spell(cause);
+            Fail::new(Why::Usage, format!("read --{} {text}", K::FLAG)).because(cause).hint(Self::hint())
+        })?;
+        Self::value(&spec)
+    }
+    fn check(&self, spec: &Value) -> Result<Value> {
+        Self::value(&Self::typed(spec)?)
+    }
+    fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
+        K::build(&Self::typed(spec)?, kit)
+    }
+}
+
+/// Makes values safe for the reader of flags, for which a comma ends a value and `id_` begins the name of an object:
+/// the text for it, and the objects that stand for such values. In a flag `,,` is a comma within a value.
+fn quote(text: &str) -> (String, Vec<(String, String)>) {
+    // No argument of a program holds a zero byte, so it can stand for those commas, and make a name no value has.
+    let text = text.replace(",,", "\0");
+    let mut objects = Vec::new();
+    let quoted = text.split(',').map(|pair| {
+        let Some((key, value)) = pair.split_once('=') else { return pair.to_owned() };
+        let meant = value.replace('\0', ",");
+        if meant.starts_with("id_") {
+            // Stands for itself, however often the reader looks it up.
+            objects.push((meant.clone(), meant.clone()));
+        }
+        if meant == value {
+            return pair.to_owned();
+        }
+        let name = format!("id_\0{}", objects.len());
+        objects.push((name.clone(), meant));
+        format!("{key}={name}")
+    });
+    (quoted.collect::<Vec<_>>().join(","), objects)
+}
+
+/// What is wrong with the text of a flag, in words.
+fn spell(error: serde_aco::Error) -> String {
+    use serde_aco::Error as E;
+    match error {
+        E::Message(text) => text,
+        E::ExpectedMapEq => "it is not a list of key=value".to_owned(),
+        E::ExpectedInteger => "a value is not a whole number".to_owned(),
+        E::ExpectedFloat => "a value is not a number".to_owned(),
+        E::ExpectedBool => "a value is neither on nor off".to_owned(),
+        E::ExpectedUnit => "a value is one too many".to_owned(),
+        E::Trailing(text) => format!("`{text}` is one too many"),
+        E::Ignored(key) => format!("`{key}` makes no sense here"),
+        E::IdNotFound(id) => format!("there is no `{id}`"),
+        E::Overflow => "a number is too large".to_owned(),
+        E::UnknownType => "a value has no type".to_owned(),
+    }
+}
+
+/// Makes the list: `catalog! { rng, blk }` stands for `kinds::rng::Rng`-like `kinds::NAME::This`.
+macro_rules! catalog {
+    ($($name:ident)*) => {
+        /// Every device there is.
+        pub static CATALOG: &[&dyn Entry] = &[$(&Of::<crate::kinds::$name::This>::NEW),*];
+    };
+}
+
+catalog! { rng blk serial i8042 rtc debugcon debugexit pvpanic power }
+
+/// The entry called `name`.
+pub fn find(name: &str) -> Option<&'static dyn Entry> {
+    CATALOG.iter().copied().find(|entry| entry.name() == name)
+}

@@ -1,0 +1,294 @@
+//! The device: requests from the ring to the disk and back, many at a time.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use base::disk::{Action, Backend, Disk, Ended};
+use base::lane::Interest;
+use base::memory::Memory;
+use base::meter::Counter;
+use base::{Doing, Fault, Result, Why};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::ID_BYTES;
+use super::request::{HEADER, LARGEST, Order, SECTOR, SEGMENT_BYTES, SEGMENTS, Shape, Status};
+use crate::virtio::{Chain, Device, Io, Meters};
+
+/// Entries of the queue: the segments of one request, its header and its status.
+const QUEUE: u16 = 256;
+/// Requests in flight at the most. A driver can offer one chain twice, so the size of the ring is no bound.
+const DEPTH: u16 = 128;
+/// The token of the disk's bell.
+const DISK: u16 = 0;
+
+/// What the disk is opened from, when the driver first starts the device: a disk that no guest uses costs an open
+/// file and no ring.
+pub struct Source {
+    pub file: File,
+    pub backend: Backend,
+    pub name: String,
+    pub memory: Memory,
+}
+
+/// A request in flight.
+struct Flight {
+    chain: Chain,
+    action: Action,
+    offset: u64,
+    len: u64,
+}
+
+#[derive(Default)]
+struct Counts {
+    reads: Arc<Counter>,
+    read_bytes: Arc<Counter>,
+    writes: Arc<Counter>,
+    write_bytes: Arc<Counter>,
+    flushes: Arc<Counter>,
+    errors: Arc<Counter>,
+}
+
+pub struct Blk {
+    source: Source,
+    shape: Shape,
+    id: [u8; ID_BYTES],
+    disk: Option<Disk>,
+    /// By tag.
+    flights: Vec<Option<Flight>>,
+    free: Vec<u16>,
+    ended: Vec<Ended>,
+    /// The driver knows nothing of flushes, so a write ends when it is on stable storage (section 5.2.6.2).
+    write_through: bool,
+    counts: Counts,
+}
+
+impl Blk {
+    pub fn new(source: Source, sectors: u64, readonly: bool, id: [u8; ID_BYTES]) -> Blk {
+        Blk {
+            source,
+            shape: Shape { sectors, readonly },
+            id,
+            disk: None,
+            flights: (0..DEPTH).map(|_| None).collect(),
+            free: (0..DEPTH).rev().collect(),
+            ended: Vec::new(),
+            write_through: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Takes requests while there is room, starts them together, and answers those that are done at once.
+    fn pump(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        loop {
+            while !self.free.is_empty()
+                && let Some(chain) = io.next(0)?
+            {
+                self.begin(chain, io)?;
+            }
+            let Some(disk) = &mut self.disk else { return Ok(()) };
+            disk.go();
+            let mut ended = std::mem::take(&mut self.ended);
+            disk.reap(&mut ended);
+            if ended.is_empty() {
+                return Ok(());
+            }
+            for (tag, end) in ended.drain(..) {
+                self.end(tag, end, io);
+            }
+            self.ended = ended;
+        }
+    }
+
+    fn begin(&mut self, chain: Chain, io: &mut Io<'_>) -> Result<(), Fault> {
+        if chain.writable().is_empty() {
+            return Err(Fault::new("block request has no room for its status", 0));
+        }
+        match self.shape.order(&chain, io.ram()) {
+            Ok(Order::Disk { action, offset, len }) => {
+                let flight = Flight { chain, action, offset, len };
+                if len == 0 && action != Action::Flush {
+                    answer(flight.chain, Status::Ok, 0, io);
+                } else {
+                    self.submit(flight, io);
+                }
+            }
+            Ok(Order::Id) => {
+                let room = chain.writable().len().saturating_sub(1).min(ID_BYTES as u64);
+                let id = usize::try_from(room).ok().and_then(|room| self.id.get(..room)).unwrap_or_default();
+                let written = chain.writable().write(io.ram(), 0, id) as u64;
+                answer(chain, Status::Ok, written, io);
+            }
+            Err(status) => answer(chain, status, 0, io),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, flight: Flight, io: &mut Io<'_>) {
+        match self.free.pop() {
+            Some(tag) if self.take(tag, &flight) => {
+                if let Some(slot) = self.flights.get_mut(usize::from(tag)) {
+                    *slot = Some(flight);
+                }
+            }
+            tag => {
+                self.free.extend(tag);
+                answer(flight.chain, Status::IoError, 0, io);
+            }
+        }
+    }
+
+    /// Hands a request to the disk; whether it took it.
+    fn take(&mut self, tag: u16, flight: &Flight) -> bool {
+        let Some(disk) = &mut self.disk else { return false };
+        let Flight { chain, action, offset, len } = flight;
+        let span = match action {
+            Action::Read => chain.writable().parts(0, *len),
+            Action::Write => chain.readable().parts(HEADER, *len),
+            Action::Flush | Action::Discard | Action::Zero { .. } => chain.readable().parts(0, 0),
+        };
+        disk.take(tag, *action, (*offset, *len), span.map(|part| (part.addr.0, part.len))).is_ok()
+    }
+
+    fn end(&mut self, tag: u16, end: std::io::Result<()>, io: &mut Io<'_>) {
+        let Some(flight) = self.flights.get_mut(usize::from(tag)).and_then(Option::take) else { return };
+        self.free.push(tag);
+        if let Err(cause) = &end {
+            self.counts.errors.add(1);
+            let count = self.counts.errors.get();
+            // One line for the 1st, 2nd, 4th, 8th...: a full host disk would otherwise fill the log too.
+            if count.is_power_of_two() {
+                let Flight { action, offset, len, .. } = &flight;
+                let name = &self.source.name;
+                log::warn!("{name}: {action:?} of {len} bytes at {offset:#x}: {cause} (error {count})");
+            }
+            return answer(flight.chain, Status::IoError, 0, io);
+        }
+        let written = match flight.action {
+            Action::Read => {
+                self.counts.reads.add(1);
+                self.counts.read_bytes.add(flight.len);
+                flight.len
+            }
+            Action::Flush => {
+                self.counts.flushes.add(1);
+                0
+            }
+            Action::Write | Action::Zero { .. } | Action::Discard => {
+                self.counts.writes.add(1);
+                self.counts.write_bytes.add(flight.len);
+                if self.write_through {
+                    return self.submit(Flight { action: Action::Flush, offset: 0, len: 0, ..flight }, io);
+                }
+                0
+            }
+        };
+        answer(flight.chain, Status::Ok, written, io);
+    }
+}
+
+/// Writes the status behind `written` bytes of data and gives the chain back.
+fn answer(chain: Chain, status: Status, written: u64, io: &mut Io<'_>) {
+    let last = chain.writable().len().saturating_sub(1);
+    chain.writable().write(io.ram(), last, &[status as u8]);
+    // The length counts from the first writable byte, so it reaches the status only if all before it was written.
+    let whole = if written == last { written.saturating_add(1) } else { written };
+    io.done(chain, u32::try_from(whole).unwrap_or(u32::MAX));
+}
+
+impl Device for Blk {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn features(&self) -> u64 {
+        let always = 1 << VIRTIO_BLK_F_SIZE_MAX
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_TOPOLOGY
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        if self.shape.readonly {
+            always | 1 << VIRTIO_BLK_F_RO
+        } else {
+            always | 1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        }
+    }
+
+    fn queues(&self) -> &[u16] {
+        &[QUEUE]
+    }
+
+    /// `struct virtio_blk_config`, section 5.2.4.
+    fn config(&self) -> Vec<u8> {
+        let clear = u32::try_from(LARGEST / SECTOR).unwrap_or(u32::MAX);
+        let mut config = Vec::with_capacity(60);
+        config.extend(self.shape.sectors.to_le_bytes());
+        config.extend(SEGMENT_BYTES.to_le_bytes()); // size_max
+        config.extend(SEGMENTS.to_le_bytes()); // seg_max
+        config.extend([0; 4]); // geometry: not offered
+        config.extend(512u32.to_le_bytes()); // blk_size
+        // The host's page cache works in 4 KiB: 2^3 sectors, aligned at 0, at least 8 and best 8 at a time.
+        config.extend([3, 0, 8, 0]);
+        config.extend(8u32.to_le_bytes());
+        config.extend([0; 2]); // writeback and a hole
+        config.extend(1u16.to_le_bytes()); // num_queues
+        config.extend(clear.to_le_bytes()); // max_discard_sectors
+        config.extend(1u32.to_le_bytes()); // max_discard_seg
+        config.extend(8u32.to_le_bytes()); // discard_sector_alignment
+        config.extend(clear.to_le_bytes()); // max_write_zeroes_sectors
+        config.extend(1u32.to_le_bytes()); // max_write_zeroes_seg
+        config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
+        config
+    }
+
+    fn start(&mut self, features: u64, io: &mut Io<'_>) -> Result<()> {
+        self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
+        let Source { file, backend, name, memory } = &self.source;
+        if self.disk.is_none() {
+            let disk = file.try_clone().and_then(|file| Disk::open(file, memory, *backend, DEPTH, name));
+            self.disk = Some(disk.doing(Why::Host, || format!("set up {name}"))?);
+        }
+        match &self.disk {
+            Some(disk) => {
+                io.watch(disk, DISK, Interest::Rung).doing(Why::Host, || format!("wait for {name}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn kick(&mut self, _: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+        self.pump(io)
+    }
+
+    fn ready(&mut self, _: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+        self.pump(io)
+    }
+
+    fn stop(&mut self, io: &mut Io<'_>) {
+        let Some(disk) = &mut self.disk else { return };
+        io.unwatch(&*disk);
+        let mut ended = Vec::new();
+        disk.drain(&mut ended);
+        // The driver has forgotten its requests; so do we.
+        for (tag, _) in ended {
+            if self.flights.get_mut(usize::from(tag)).and_then(Option::take).is_some() {
+                self.free.push(tag);
+            }
+        }
+    }
+
+    fn meters(&self) -> Meters {
+        let counts = &self.counts;
+        vec![
+            ("reads", counts.reads.clone()),
+            ("read_bytes", counts.read_bytes.clone()),
+            ("writes", counts.writes.clone()),
+            ("write_bytes", counts.write_bytes.clone()),
+            ("flushes", counts.flushes.clone()),
+            ("errors", counts.errors.clone()),
+        ]
+    }
+}

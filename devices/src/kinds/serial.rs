@@ -1,0 +1,263 @@
+//! The serial port COM1: a 16550A whose line ends in a terminal, a pseudo-terminal or a file.
+//!
+//! Output is never lost: it goes to the host at the end of each line, when the guest says that it has no more, or
+//! 5 to 10 ms after it was written; while the host takes nothing, the guest is told to wait. Input is taken from
+//! the host only when the guest has read all that was taken before, a few FIFOs at a time. When the reader of the output goes away (`| head`), the run ends
+//! as if the operator had asked for it, as other tools do.
+
+mod escape;
+mod pump;
+mod uart;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base::bus::{Effect, Registers};
+use base::host::{Access, Stream};
+use base::irq::SharedLine;
+use base::lane::Handle;
+use base::node::Node;
+use base::{Doing, Fail, Result, Why};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::pump::Pump;
+use self::uart::Uart;
+use crate::catalog::{Body, Chip, Kind, Kit, Lazy, Presence, Space, Window};
+use crate::outlet::{Flow, Outlet};
+
+const PORT: u16 = 0x3f8;
+/// The transmitter, and the interrupt enable register as long as it enables nothing: a polling console writes a
+/// zero to it before and after each line. The divisor latch has the same addresses; it is reached only after a write
+/// to another register, which hands over everything before it.
+const LAZY: &[Lazy] =
+    &[Lazy { address: PORT as u64, only: None }, Lazy { address: PORT as u64 + 1, only: Some(0) }];
+const PORTS: u16 = 8;
+const IRQ: u32 = 4;
+
+/// Where the line of the serial port ends: `to=...` or `file=...`.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// Standard input and output, a new pseudo-terminal, or nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<To>,
+    /// A file for the output, emptied first. There is no input then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+}
+
+/// A place where the line may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum To {
+    /// Standard input and output; a terminal is set to raw mode, `Ctrl-a x` ends the run.
+    Stdio,
+    /// A new pseudo-terminal, whose name is printed. What nobody reads there is forgotten, the oldest first.
+    Pty,
+    /// Nowhere: output is thrown away and there is no input. A kernel's last words are heard all the same.
+    None,
+}
+
+/// The serial port.
+pub struct This;
+
+impl Kind for This {
+    type Spec = Spec;
+    const NAME: &'static str = "serial";
+    const FLAG: &'static str = "serial";
+    const SUMMARY: &'static str = "where the serial port COM1 (ttyS0) leads: stdio, pty, none or file=PATH";
+    const BARE: &'static str = "to";
+    const EXAMPLE: &'static str = "stdio";
+    const PRESENCE: Presence = Presence::Standard("stdio");
+
+    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+        let (stream, forgetful) = open(spec, kit)?;
+        let outlet =
+            Outlet::new(stream.output).doing(Why::Host, || format!("look at the output of {}", kit.name))?;
+        let outlet = if forgetful { outlet.forgetful() } else { outlet };
+        let port = Arc::new(Mutex::new(Port::new(outlet, (kit.lines)(IRQ))));
+        let pump = kit.lane.adopt(Pump::new(port.clone(), stream.input, stream.terminal));
+        let last = port.clone();
+        let name = format!("{} output", kit.name);
+        Ok(Body::Chip(Chip {
+            windows: vec![Window {
+                space: Space::Port,
+                base: u64::from(PORT),
+                len: u64::from(PORTS),
+                lazy: LAZY,
+                registers: Box::new(Front { port, pump }),
+            }],
+            node: Some(Node {
+                name: "COM1".to_owned(),
+                hid: "PNP0501",
+                uid: 0,
+                ports: vec![PORT..=PORT + PORTS - 1],
+                memory: Vec::new(),
+                irqs: vec![IRQ],
+            }),
+            console: Some(u64::from(PORT)),
+            finish: Some(Box::new(move |patience| {
+                last.lock().unwrap_or_else(PoisonError::into_inner).outlet.finish(&name, patience)
+            })),
+        }))
+    }
+}
+
+/// The stream at the end of the line, and whether it forgets what nobody reads.
+fn open(spec: &Spec, kit: &Kit<'_>) -> Result<(Stream, bool)> {
+    let to_file = |path: &Path| {
+        let access = Access { write: true, create: true, direct: false };
+        let file = kit.host.open(&format!("{} output", kit.name), path, access)?;
+        Ok((Stream { input: None, output: file.into(), terminal: false }, false))
+    };
+    if let Some(path) = &spec.file {
+        if spec.to.is_some() {
+            return Err(Fail::new(Why::Usage, format!("choose the end of {}", kit.name))
+                .because("both to and file are given")
+                .hint("leave one of them out"));
+        }
+        return to_file(path);
+    }
+    match spec.to.unwrap_or(To::Stdio) {
+        To::Stdio => Ok((kit.host.stdio(kit.name)?, false)),
+        To::Pty => Ok((kit.host.pty(kit.name)?, true)),
+        To::None => to_file(Path::new("/dev/null")),
+    }
+}
+
+/// What vCPUs and the lane share: the registers, the way out, and who waits for what.
+struct Port {
+    uart: Uart,
+    outlet: Outlet,
+    /// Input that the receive FIFO has no room for.
+    typed: VecDeque<u8>,
+    line: SharedLine,
+    /// The level of the interrupt output when it was last looked at.
+    high: bool,
+    /// The lane waits until the host takes output.
+    stuck: bool,
+    /// The lane looks again after a while for output without an end of line.
+    ticking: bool,
+    /// Output has come since it last looked.
+    touched: bool,
+    /// The lane takes no input until the guest has read what it has.
+    starved: bool,
+}
+
+impl Port {
+    fn new(outlet: Outlet, line: SharedLine) -> Port {
+        Port {
+            uart: Uart::default(),
+            outlet,
+            typed: VecDeque::new(),
+            line,
+            high: false,
+            stuck: false,
+            ticking: false,
+            touched: false,
+            starved: false,
+        }
+    }
+
+    /// Writes out what the host takes.
+    fn flush(&mut self) -> Effect {
+        match self.outlet.flush() {
+            Flow::Drained => {
+                self.stuck = false;
+                Effect::None
+            }
+            Flow::Stuck => {
+                self.stuck = true;
+                Effect::None
+            }
+            Flow::Closed => Effect::Quit,
+            Flow::Broken(error) => {
+                Effect::Broken(Fail::new(Why::Host, "write the serial output").because(error).summary())
+            }
+        }
+    }
+
+    /// Brings the registers and the interrupt line in step with the outlet.
+    fn settle(&mut self) {
+        self.uart.set_ready(self.outlet.has_room());
+        let high = self.uart.interrupts();
+        if high && !self.high {
+            self.line.pulse();
+        }
+        self.high = high;
+    }
+
+    /// Fills the receive FIFO with the input that waits. An interrupt output that fell when the guest read the last
+    /// byte has to be settled before: otherwise it would not rise again for the next.
+    fn fill(&mut self) {
+        while self.uart.room() > 0
+            && let Some(byte) = self.typed.pop_front()
+        {
+            self.uart.receive(byte);
+        }
+        self.settle();
+    }
+}
+
+/// The vCPU's side.
+struct Front {
+    port: Arc<Mutex<Port>>,
+    pump: Handle<Pump>,
+}
+
+impl Registers for Front {
+    fn read(&mut self, at: u64, data: &mut [u8]) {
+        let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        for (register, byte) in (at..).zip(data) {
+            *byte = port.uart.read(register);
+        }
+        port.settle();
+        self.feed(&mut port);
+    }
+
+    fn write(&mut self, at: u64, data: &[u8]) -> Effect {
+        let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
+        for (register, byte) in (at..).zip(data) {
+            if let Some(sent) = port.uart.write(register, *byte) {
+                port.outlet.push(sent);
+                port.touched = true;
+            }
+        }
+        let mut effect = Effect::None;
+        let due = port.uart.take_finished() || port.outlet.is_due();
+        if due && !port.stuck && !port.outlet.is_empty() {
+            effect = port.flush();
+            if port.stuck {
+                self.pump.post(Pump::wait_for_output);
+            }
+        }
+        if !port.outlet.is_empty() && !port.stuck && !port.ticking {
+            port.ticking = true;
+            self.pump.post(Pump::start_ticking);
+        }
+        port.settle();
+        self.feed(&mut port);
+        effect
+    }
+}
+
+impl Front {
+    /// Gives the guest the input that waits, and asks the lane for more once it has read all.
+    ///
+    /// To wake the lane for each FIFO of 16 bytes would make input as slow as the host's scheduler is: seconds for a
+    /// few pages where the host is busy.
+    fn feed(&self, port: &mut Port) {
+        if !port.typed.is_empty() {
+            port.fill();
+        }
+        if port.starved && port.uart.has_read_all() && port.uart.room() > 0 {
+            port.starved = false;
+            self.pump.post(Pump::take_input);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! Devices: each stands in one file below `kinds`, and on one line of the [`catalog`].
+//!
+//! Devices know no hypervisor: what they need of the machine comes in through [`catalog::Kit`].
+#![forbid(unsafe_code)]
+
+pub mod catalog;
+pub mod ioapic;
+pub mod kinds;
+pub mod outlet;
+pub mod virtio;

@@ -1,0 +1,351 @@
+//! The way out: bytes a guest has written, kept until the host takes them.
+//!
+//! Nobody ever waits in write(2): a writer that has nowhere to go keeps its bytes here and is told so, and a chip
+//! with flow control then tells its guest to wait.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use base::{Fail, Result, Why};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::io::Errno;
+
+/// Bytes that may wait before a guest is told to wait itself.
+pub const ROOM: usize = 64 << 10;
+/// Bytes that may wait at all: a guest that ignores flow control must not eat the host's memory.
+const LIMIT: usize = 1 << 20;
+/// Bytes that go out before their line is complete.
+const LONG_LINE: usize = 512;
+/// Bytes in one write: as many as fit into a pipe that says it has room (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+/// Bytes in one write to anything else that says it has room: a terminal says so from 256 free bytes on.
+const SMALL_CHUNK: usize = 256;
+/// Spans of patience at the end: a pipe that takes its least in each of them, a page, takes all that a guest which
+/// heeds flow control leaves behind.
+const SPANS: u32 = 20;
+
+/// How a descriptor is kept from blocking its writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// A regular file: takes everything at once.
+    Taking,
+    /// Non-blocking: answers at once.
+    Answering,
+    /// It might block: asked before each write, which then has at most this many bytes.
+    Asked(usize),
+}
+
+/// What came of a [`Outlet::flush`].
+#[derive(Debug)]
+pub enum Flow {
+    /// All is written.
+    Drained,
+    /// The host takes no more at present.
+    Stuck,
+    /// Nobody will ever read it: the other end is closed. From now on everything is dropped.
+    Closed,
+    /// The host failed (a full disk). From now on everything is dropped.
+    Broken(io::Error),
+}
+
+/// Bytes on their way to a descriptor.
+#[derive(Debug)]
+pub struct Outlet {
+    to: OwnedFd,
+    patience: Patience,
+    waiting: VecDeque<u8>,
+    line_ended: bool,
+    closed: bool,
+    forgetful: bool,
+    lost: u64,
+}
+
+impl Outlet {
+    /// A way out to `to`.
+    ///
+    /// # Errors
+    /// The host does not tell what kind of file it is.
+    pub fn new(to: OwnedFd) -> io::Result<Outlet> {
+        let patience = match FileType::from_raw_mode(fstat(&to)?.st_mode) {
+            FileType::RegularFile => Patience::Taking,
+            _ if fcntl_getfl(&to)?.contains(OFlags::NONBLOCK) => Patience::Answering,
+            FileType::Fifo => Patience::Asked(CHUNK),
+            _ => Patience::Asked(SMALL_CHUNK),
+        };
+        let waiting = VecDeque::new();
+        Ok(Outlet { to, patience, waiting, line_ended: false, closed: false, forgetful: false, lost: 0 })
+    }
+
+    /// Never asks a guest to wait: what nobody reads is forgotten, the oldest first. For a pseudo-terminal,
+    /// which may have no reader yet.
+    #[must_use]
+    pub fn forgetful(mut self) -> Outlet {
+        self.forgetful = true;
+        self
+    }
+
+    /// The descriptor, to be waited for while the outlet is stuck.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.to.as_fd()
+    }
+
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether a guest may go on writing.
+    pub fn has_room(&self) -> bool {
+        self.forgetful || self.waiting.len() < ROOM
+    }
+
+    /// Whether it is time for a [`Outlet::flush`]: a line is complete, or long.
+    pub fn is_due(&self) -> bool {
+        self.line_ended || self.waiting.len() >= LONG_LINE
+    }
+
+    /// Bytes that had to be dropped because the guest wrote on although it was told to wait, or because nobody
+    /// read them.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Takes a byte of the guest's.
+    pub fn push(&mut self, byte: u8) {
+        if self.closed {
+            return;
+        }
+        if self.forgetful && self.waiting.len() >= ROOM {
+            self.waiting.pop_front();
+            self.lost = self.lost.saturating_add(1);
+        } else if self.waiting.len() >= LIMIT {
+            self.lost = self.lost.saturating_add(1);
+            return;
+        }
+        self.waiting.push_back(byte);
+        self.line_ended |= byte == b'\n';
+    }
+
+    /// Writes what the host takes without anybody waiting.
+    pub fn flush(&mut self) -> Flow {
+        let flow = self.write_out();
+        if matches!(flow, Flow::Closed | Flow::Broken(_)) {
+            self.closed = true;
+            self.waiting.clear();
+        }
+        if self.waiting.is_empty() {
+            self.line_ended = false;
+        }
+        flow
+    }
+
+    fn write_out(&mut self) -> Flow {
+        loop {
+            let most = match self.patience {
+                Patience::Asked(most) => most,
+                _ => ROOM,
+            };
+            let (front, _) = self.waiting.as_slices();
+            let chunk = front.get(..most.min(front.len())).unwrap_or(front);
+            if chunk.is_empty() {
+                return Flow::Drained;
+            }
+            if matches!(self.patience, Patience::Asked(_)) && !can_write(self.to.as_fd(), Duration::ZERO) {
+                return Flow::Stuck;
+            }
+            let asked = chunk.len();
+            match rustix::io::write(&self.to, chunk) {
+                Ok(written) => {
+                    self.waiting.drain(..written.min(asked));
+                    // A full pipe takes a part: asking again would only cost a call to hear `EAGAIN`.
+                    if written == 0 || (written < asked && self.patience != Patience::Taking) {
+                        return Flow::Stuck;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Flow::Stuck,
+                // The reader has gone, or the terminal has been hung up.
+                Err(Errno::PIPE | Errno::IO | Errno::CONNRESET) => return Flow::Closed,
+                Err(error) => return Flow::Broken(error.into()),
+            }
+        }
+    }
+
+    /// Writes everything, waiting for the host as long as it takes something within each span of `patience`, and for
+    /// [`SPANS`] of them at most.
+    ///
+    /// # Errors
+    /// The host has not taken all; the rest is lost.
+    pub fn finish(&mut self, name: &str, patience: Duration) -> Result<()> {
+        self.finish_by(name, patience, Instant::now() + patience.saturating_mul(SPANS))
+    }
+
+    fn finish_by(&mut self, name: &str, patience: Duration, end: Instant) -> Result<()> {
+        let doing = |left: usize| Fail::new(Why::Host, format!("write the last {left} bytes of {name}"));
+        loop {
+            let left = self.waiting.len();
+            match self.flush() {
+                Flow::Drained | Flow::Closed => return Ok(()),
+                Flow::Broken(error) => return Err(doing(left).because(error)),
+                Flow::Stuck if !can_write(self.to.as_fd(), patience) => {
+                    return Err(doing(self.waiting.len()).because("nobody takes them"));
+                }
+                Flow::Stuck if Instant::now() >= end => {
+                    return Err(doing(self.waiting.len()).because("they are taken too slowly"));
+                }
+                Flow::Stuck => {}
+            }
+        }
+    }
+}
+
+/// Waits at most `patience` for `fd` to take something. An error counts: the write will name it.
+fn can_write(fd: BorrowedFd<'_>, patience: Duration) -> bool {
+    let limit = Timespec::try_from(patience).ok();
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    matches!(poll(&mut fds, limit.as_ref()), Ok(ready) if ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::{PipeFlags, pipe, pipe_with};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn push(outlet: &mut Outlet, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| outlet.push(*byte));
+    }
+
+    fn read_all(from: &OwnedFd) -> Vec<u8> {
+        let mut buffer = vec![0; 2 * LIMIT];
+        let n = rustix::io::read(from, &mut buffer).unwrap();
+        buffer.truncate(n);
+        buffer
+    }
+
+    #[test]
+    fn a_line_or_a_long_piece_is_due() {
+        let (_from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap();
+        push(&mut outlet, b"half a line");
+        assert!(!outlet.is_due());
+        push(&mut outlet, b"\n");
+        assert!(outlet.is_due());
+        assert!(matches!(outlet.flush(), Flow::Drained));
+        assert!(!outlet.is_due(), "a written line is not due again");
+        push(&mut outlet, &[b'.'; LONG_LINE]);
+        assert!(outlet.is_due());
+    }
+
+    #[test]
+    fn a_full_pipe_never_blocks_and_loses_nothing() {
+        for flags in [PipeFlags::empty(), PipeFlags::NONBLOCK] {
+            let (from, to) = pipe_with(flags).unwrap();
+            let mut outlet = Outlet::new(to).unwrap();
+            let sent: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[0] ^ n.to_le_bytes()[1]).collect();
+            push(&mut outlet, &sent);
+            assert!(!outlet.has_room(), "{flags:?}");
+            let mut seen = Vec::new();
+            loop {
+                let flow = outlet.flush();
+                seen.extend(read_all(&from));
+                match flow {
+                    Flow::Drained => break,
+                    Flow::Stuck => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(seen == sent, "{flags:?}: bytes lost or out of order");
+            assert!(outlet.has_room());
+            assert_eq!(outlet.lost(), 0);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_ignores_flow_control_cannot_eat_the_memory_of_the_host() {
+        let (_from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap();
+        push(&mut outlet, &vec![b'x'; LIMIT + 5]);
+        assert_eq!((outlet.waiting.len(), outlet.lost()), (LIMIT, 5));
+    }
+
+    #[test]
+    fn what_nobody_reads_is_forgotten_oldest_first_where_that_is_wanted() {
+        let (_from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap().forgetful();
+        push(&mut outlet, b"old");
+        push(&mut outlet, &vec![b'x'; ROOM]);
+        assert!(outlet.has_room());
+        assert_eq!((outlet.waiting.len(), outlet.lost()), (ROOM, 3));
+    }
+
+    #[test]
+    fn a_closed_reader_is_told_apart_from_a_slow_one() {
+        let (from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap();
+        drop(from);
+        push(&mut outlet, b"anyone?\n");
+        assert!(matches!(outlet.flush(), Flow::Closed));
+        push(&mut outlet, b"no\n");
+        assert!(outlet.is_empty() && outlet.has_room());
+    }
+
+    #[test]
+    fn the_end_waits_for_a_reader_but_not_for_ever() {
+        let (from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap();
+        push(&mut outlet, &vec![b'x'; 200_000]);
+        let fail = outlet.finish("serial output", Duration::ZERO).unwrap_err().to_string();
+        assert!(fail.starts_with("write the last ") && fail.ends_with(": nobody takes them"), "{fail}");
+        let reader = std::thread::spawn(move || {
+            let mut seen = 0;
+            while seen < 200_000 {
+                seen += read_all(&from).len();
+            }
+            seen
+        });
+        outlet.finish("serial output", Duration::from_secs(60)).unwrap();
+        assert_eq!(reader.join().unwrap(), 200_000);
+    }
+
+    #[test]
+    fn the_end_is_near_even_where_a_reader_takes_a_little_each_time() {
+        let (from, to) = pipe().unwrap();
+        let mut outlet = Outlet::new(to).unwrap();
+        push(&mut outlet, &vec![b'x'; LIMIT]);
+        assert!(matches!(outlet.flush(), Flow::Stuck));
+        let over = Arc::new(AtomicBool::new(false));
+        let heard = over.clone();
+        let reader = std::thread::spawn(move || {
+            let full = rustix::io::ioctl_fionread(&from).unwrap();
+            while !heard.load(Ordering::SeqCst) {
+                if rustix::io::ioctl_fionread(&from).unwrap() == full {
+                    rustix::io::read(&from, &mut [0; 4096]).unwrap();
+                }
+                std::thread::yield_now();
+            }
+        });
+        let fail = outlet.finish_by("serial output", Duration::from_secs(60), Instant::now()).unwrap_err();
+        over.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+        assert!(fail.to_string().ends_with(": they are taken too slowly"), "{fail}");
+    }
+
+    #[test]
+    fn a_regular_file_takes_all_at_once() {
+        let file = tempfile::tempfile().unwrap();
+        let mut outlet = Outlet::new(file.try_clone().unwrap().into()).unwrap();
+        push(&mut outlet, &vec![b'x'; 100_000]);
+        assert!(matches!(outlet.flush(), Flow::Drained));
+        assert_eq!(file.metadata().unwrap().len(), 100_000);
+    }
+}

@@ -1,0 +1,426 @@
+//! The engine: it owns a device and its rings on a lane, and does for every device what is the same for all.
+//!
+//! Doorbells wake it; it quiets the ring, lets the device work, listens again, and interrupts the driver at most
+//! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use base::bus::Effect;
+use base::irq::SharedLine;
+use base::lane::{Context, Interest, Work};
+use base::memory::{Memory, Ram};
+use base::meter::Counter;
+use base::{Fail, Fault};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::chain::{Buffer, Chain};
+use super::ring::{Left, Ring, Setup};
+use super::{Device, Meters};
+
+/// Features of the rings, offered by every device.
+pub const FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// Device tokens lie above the queue indices, which share the numbers of a lane's work.
+const DEVICE_TOKENS: u32 = 1 << 16;
+
+/// An eventfd that the driver's notification of one queue writes to.
+#[derive(Clone, Debug)]
+pub struct Doorbell {
+    /// The queue, which is also the value that the driver writes.
+    pub queue: u16,
+    fd: Arc<OwnedFd>,
+}
+
+impl Doorbell {
+    pub(super) fn new(queue: u16) -> rustix::io::Result<Doorbell> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Doorbell { queue, fd: Arc::new(fd) })
+    }
+
+    /// Does what the hypervisor's ioeventfd does.
+    pub fn ring(&self) {
+        // Fails only when the counter is full, and then the lane is awake already.
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+    }
+}
+
+impl AsFd for Doorbell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Interrupt cause: chains were given back (section 4.2.2, InterruptStatus bit 0).
+pub const USED: u32 = 1;
+/// Interrupt cause: the configuration or the device status has changed (bit 1).
+pub const CHANGED: u32 = 2;
+
+#[derive(Default)]
+pub(super) struct Config {
+    pub bytes: Vec<u8>,
+    pub generation: u32,
+}
+
+/// What both sides of a device see.
+pub struct Shared {
+    /// The device's name in messages.
+    pub name: String,
+    pub(super) causes: AtomicU32,
+    pub(super) needs_reset: AtomicBool,
+    line: SharedLine,
+    config: Mutex<Config>,
+    kicks: Arc<Counter>,
+    interrupts: Arc<Counter>,
+    faults: Arc<Counter>,
+}
+
+impl Shared {
+    pub(super) fn new(name: &str, line: SharedLine, config: Vec<u8>) -> Self {
+        Shared {
+            name: name.to_owned(),
+            causes: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            line,
+            config: Mutex::new(Config { bytes: config, generation: 0 }),
+            kicks: Arc::default(),
+            interrupts: Arc::default(),
+            faults: Arc::default(),
+        }
+    }
+
+    pub(super) fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the driver a new configuration space (section 2.5.1: the generation changes with it).
+    pub(super) fn publish(&self, bytes: Vec<u8>) {
+        let mut config = self.config();
+        if config.bytes != bytes {
+            *config = Config { bytes, generation: config.generation.wrapping_add(1) };
+        }
+    }
+
+    /// Interrupts the driver. The cause is set before the edge: a handler that runs meanwhile and clears it has
+    /// not looked at the rings yet, or gets the edge.
+    pub(super) fn interrupt(&self, cause: u32) {
+        self.causes.fetch_or(cause, Ordering::SeqCst);
+        self.interrupts.add(1);
+        self.line.pulse();
+    }
+
+    /// Takes note of what the guest broke: the device asks for a reset (section 2.1.2).
+    pub(super) fn fault(&self, fault: Fault) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.faults.add(1);
+        let count = self.faults.get();
+        // One line for the 1st, 2nd, 4th, 8th...: a guest that resets and faults in a loop cannot fill the disk.
+        if count.is_power_of_two() {
+            log::warn!(
+                "{}: the guest broke a rule: {fault} (fault {count}); waiting for its reset",
+                self.name
+            );
+        }
+    }
+
+    /// The same of a running device. With DRIVER_OK set, the need of a reset is announced as a configuration change.
+    fn break_down(&self, fault: Fault) {
+        self.fault(fault);
+        self.interrupt(CHANGED);
+    }
+
+    /// The host cannot run the device: the guest sees it broken.
+    fn fail(&self, fail: &Fail) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.faults.add(1);
+        if self.faults.get().is_power_of_two() {
+            log::error!("{}: {fail}", self.name);
+        }
+        self.interrupt(CHANGED);
+    }
+
+    pub(super) fn meters(&self) -> Meters {
+        vec![
+            ("kicks", self.kicks.clone()),
+            ("interrupts", self.interrupts.clone()),
+            ("faults", self.faults.clone()),
+        ]
+    }
+}
+
+/// What a device can do while it is called.
+pub struct Io<'a> {
+    rings: &'a mut [Option<Ring>],
+    spare: &'a mut Vec<Vec<Buffer>>,
+    epoch: u32,
+    memory: &'a Memory,
+    broken: &'a mut Option<Fault>,
+    changed: &'a mut bool,
+    lane: Context<'a>,
+}
+
+impl Io<'_> {
+    /// Takes the next chain of `queue`; `None` when there is none now.
+    ///
+    /// # Errors
+    /// The ring or the chain is broken; the device hands this on as its own answer.
+    pub fn next(&mut self, queue: u16) -> Result<Option<Chain>, Fault> {
+        let Some(ring) = self.rings.get_mut(usize::from(queue)).and_then(Option::as_mut) else {
+            return Ok(None);
+        };
+        let chain = ring.next(self.memory, self.spare)?;
+        Ok(chain.map(|chain| Chain { queue, epoch: self.epoch, ..chain }))
+    }
+
+    /// Gives `chain` back; `written` is how many bytes of its writable part were written, from the start on.
+    /// A chain that was taken before a reset is dropped.
+    pub fn done(&mut self, chain: Chain, written: u32) {
+        let ring = self.rings.get_mut(usize::from(chain.queue)).and_then(Option::as_mut);
+        if let Some(ring) = ring.filter(|_| chain.epoch == self.epoch)
+            && let Err(fault) = ring.give(self.memory.ram(), chain.head, written)
+        {
+            self.broken.get_or_insert(fault);
+        }
+        let mut buffers = chain.buffers;
+        buffers.clear();
+        self.spare.push(buffers);
+    }
+
+    /// Guest memory, for the spans of a chain.
+    pub fn ram(&self) -> &Ram {
+        self.memory.ram()
+    }
+
+    /// Tells the driver that the configuration space has changed, once the device returns.
+    pub fn reconfigured(&mut self) {
+        *self.changed = true;
+    }
+
+    /// Calls [`Device::ready`] with `token` whenever `fd` is ready, until [`Io::unwatch`].
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn watch(&mut self, fd: impl AsFd, token: u16, interest: Interest) -> std::io::Result<()> {
+        self.lane.watch(fd, DEVICE_TOKENS | u32::from(token), interest)
+    }
+
+    /// Stops waiting for `fd`.
+    pub fn unwatch(&mut self, fd: impl AsFd) {
+        self.lane.unwatch(fd);
+    }
+
+    /// Calls [`Device::ready`] with `token` once, `after` from now.
+    pub fn arm(&mut self, token: u16, after: Duration) {
+        self.lane.arm(DEVICE_TOKENS | u32::from(token), after);
+    }
+
+    /// Forgets the deadline of `token`.
+    pub fn disarm(&mut self, token: u16) {
+        self.lane.disarm(DEVICE_TOKENS | u32::from(token));
+    }
+}
+
+/// A device with its rings, as work on a lane.
+pub struct Engine {
+    device: Box<dyn Device>,
+    shared: Arc<Shared>,
+    memory: Memory,
+    doorbells: Vec<Doorbell>,
+    rings: Vec<Option<Ring>>,
+    /// Lists for the buffers of chains to come: as many as were ever in flight, so bounded by the device.
+    spare: Vec<Vec<Buffer>>,
+    epoch: u32,
+    running: bool,
+}
+
+impl Engine {
+    pub(super) fn new(
+        device: Box<dyn Device>,
+        shared: Arc<Shared>,
+        memory: Memory,
+        doorbells: Vec<Doorbell>,
+    ) -> Self {
+        Engine {
+            device,
+            shared,
+            memory,
+            doorbells,
+            rings: Vec::new(),
+            spare: Vec::new(),
+            epoch: 0,
+            running: false,
+        }
+    }
+
+    /// The driver wrote to the configuration space.
+    pub(super) fn configure(&mut self, at: u64, bytes: &[u8]) {
+        self.device.configure(at, bytes);
+        self.shared.publish(self.device.config());
+    }
+
+    /// DRIVER_OK: builds the rings and starts the device.
+    pub(super) fn start(&mut self, features: u64, queues: &[Setup], ctx: &mut Context<'_>) {
+        let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let maxima = self.device.queues().iter();
+        let ram = self.memory.ram();
+        let rings = queues.iter().zip(maxima).map(|(setup, max)| {
+            if setup.ready { Ring::new(setup, *max, event_idx, ram).map(Some) } else { Ok(None) }
+        });
+        match rings.collect::<Result<Vec<_>, Fault>>() {
+            Ok(rings) => self.rings = rings,
+            Err(fault) => return self.shared.break_down(fault),
+        }
+        self.running = true;
+        let mut failed = None;
+        self.call(ctx, |device, io| {
+            failed = device.start(features, io).err();
+            Ok(())
+        });
+        if let Some(fail) = failed {
+            return self.shared.fail(&fail);
+        }
+        // Some drivers fill a ring before DRIVER_OK and ring its doorbell then or never.
+        for queue in (0..).zip(queues).filter(|(_, setup)| setup.ready).map(|(queue, _)| queue) {
+            self.visit(ctx, |engine, ctx| engine.kick(queue, ctx));
+        }
+    }
+
+    /// Reset: after it, nothing of the guest's memory is touched any more.
+    pub(super) fn stop(&mut self, ctx: &mut Context<'_>) {
+        if std::mem::take(&mut self.running) {
+            self.call(ctx, |device, io| {
+                device.stop(io);
+                Ok(())
+            });
+        }
+        self.rings.clear();
+        self.epoch = self.epoch.wrapping_add(1);
+        self.shared.needs_reset.store(false, Ordering::SeqCst);
+        self.shared.causes.store(0, Ordering::SeqCst);
+    }
+
+    /// Calls the device and takes note of a fault; whether it can go on.
+    fn call(
+        &mut self,
+        ctx: &mut Context<'_>,
+        f: impl FnOnce(&mut dyn Device, &mut Io<'_>) -> Result<(), Fault>,
+    ) -> bool {
+        let (mut broken, mut changed) = (None, false);
+        let mut io = Io {
+            rings: &mut self.rings,
+            spare: &mut self.spare,
+            epoch: self.epoch,
+            memory: &self.memory,
+            broken: &mut broken,
+            changed: &mut changed,
+            lane: ctx.reborrow(),
+        };
+        let answer = f(self.device.as_mut(), &mut io);
+        if changed {
+            self.shared.publish(self.device.config());
+            self.shared.interrupt(CHANGED);
+        }
+        match answer.err().or(broken) {
+            Some(fault) => {
+                self.shared.break_down(fault);
+                false
+            }
+            None => true,
+        }
+    }
+
+    fn kick(&mut self, queue: u16, ctx: &mut Context<'_>) -> bool {
+        let ring = self.rings.get_mut(usize::from(queue)).and_then(Option::as_mut);
+        let Some(ring) = ring else { return true };
+        if self.shared.needs_reset.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.shared.kicks.add(1);
+        let quiet = ring.quiet(self.memory.ram());
+        self.call(ctx, |device, io| {
+            quiet?;
+            device.kick(queue, io)
+        })
+    }
+
+    /// A queue that was filled while the device worked. The rest of a queue that has had its share of this visit
+    /// gets a doorbell, behind everyone else's.
+    fn refilled(&mut self) -> Result<Option<u16>, Fault> {
+        for (ring, doorbell) in self.rings.iter_mut().zip(&self.doorbells) {
+            let Some(ring) = ring else { continue };
+            match ring.close(self.memory.ram())? {
+                Left::Nothing => {}
+                Left::More => return Ok(Some(doorbell.queue)),
+                Left::Rest => doorbell.ring(),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Serves what came in while the device worked: no more than the share of this visit.
+    fn settle(&mut self, ctx: &mut Context<'_>) {
+        loop {
+            match self.refilled() {
+                Ok(None) => return,
+                Ok(Some(queue)) => {
+                    if !self.kick(queue, ctx) {
+                        return;
+                    }
+                }
+                Err(fault) => return self.shared.break_down(fault),
+            }
+        }
+    }
+
+    /// One visit: calls the device by `first`, serves the rest, and interrupts the driver at most once.
+    fn visit(&mut self, ctx: &mut Context<'_>, first: impl FnOnce(&mut Self, &mut Context<'_>) -> bool) {
+        self.rings.iter_mut().flatten().for_each(Ring::open);
+        if first(self, ctx) {
+            self.settle(ctx);
+        }
+        self.interrupt_if_wanted();
+    }
+
+    fn interrupt_if_wanted(&mut self) {
+        let ram = self.memory.ram();
+        let mut wanted = false;
+        for ring in self.rings.iter_mut().flatten() {
+            // A ring that cannot be read was reported by whoever wrote to it.
+            wanted |= ring.wants_interrupt(ram).unwrap_or(false);
+        }
+        if wanted {
+            self.shared.interrupt(USED);
+        }
+    }
+}
+
+impl Work for Engine {
+    fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
+        for doorbell in &self.doorbells {
+            if let Err(cause) = ctx.watch(doorbell, u32::from(doorbell.queue), Interest::Rung) {
+                return Effect::Broken(format!("wait for the doorbells of {}: {cause}", self.shared.name));
+            }
+        }
+        Effect::None
+    }
+
+    fn ready(&mut self, token: u32, ctx: &mut Context<'_>) -> Effect {
+        if !self.running {
+            return Effect::None;
+        }
+        self.visit(ctx, |engine, ctx| match u16::try_from(token) {
+            Ok(queue) => engine.kick(queue, ctx),
+            Err(_) => {
+                let token = u16::try_from(token & (DEVICE_TOKENS - 1)).unwrap_or_default();
+                // Also when broken: what is in flight comes back before the reset.
+                engine.call(ctx, |device, io| device.ready(token, io))
+            }
+        });
+        Effect::None
+    }
+}

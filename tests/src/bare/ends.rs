@@ -1,0 +1,73 @@
+//! How a run ends, and the exit code of each end.
+
+use std::time::Duration;
+
+use super::{guest, kernel};
+use crate::harness::{Case, Stop};
+
+/// The guest is there; mayfly must come to its end this soon after, with room for a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+
+pub fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        ("debug_exit", "leave", "", 42),
+        ("debug_exit_501", "leave_501", "", 43),
+        ("debug_exit_0_with_4_cpus", "hello", "--cpus 4", 0),
+        ("triple_fault", "triple", "", 122),
+        ("reset_through_the_keyboard_controller", "reset", "", 0),
+        ("pvpanic", "panic", "", 120),
+        ("acpi_poweroff", "poweroff", "", 0),
+        ("every_port_can_be_read", "ports", "", 0),
+        ("full_irqchip", "hello", "--irqchip full", 0),
+        ("a_kernel_in_5_gib", "hello", "--memory 5G", 0),
+        ("the_least_memory", "hello", "--memory 2M", 0),
+    ]
+    .into_iter()
+    .map(|(case, name, arguments, code)| guest(case, name, arguments, move |out| out.code(code).map(drop)))
+    .collect();
+    for name in ["sleep", "spin"] {
+        cases.push(guest(&format!("timeout_of_a_guest_in_{name}"), name, "--timeout 300ms", |output| {
+            output.code(124)?.complains("300ms")?;
+            if output.took < SOON { Ok(()) } else { Err(output.differs("an end soon after 300 ms")) }
+        }));
+    }
+    cases.push(restart());
+    cases.push(signal());
+    cases.push(guest("json", "hello", "--serial none --json", |output| {
+        output.code(0)?;
+        let object: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .map_err(|cause| Stop::Failed(format!("read the result object: {cause}: {}", output.text())))?;
+        let good = object["end"] == "debug-exit"
+            && object["exit_code"] == 0
+            && object["cpus"] == 1
+            && object["times_ms"]["first_instruction"].as_f64().is_some_and(|time| time > 0.0)
+            && object["exits"].as_object().is_some_and(|exits| !exits.is_empty())
+            && object["memory_bytes"]["size"].as_u64() == Some(512 << 20)
+            && object["memory_bytes"]["touched"].as_u64().is_some_and(|touched| touched < 64 << 20);
+        if good { Ok(()) } else { Err(output.differs("a result object of a debug exit")) }
+    }));
+    cases
+}
+
+/// With `--on-reset restart` a reset starts the machine again, with memory as it was loaded.
+fn restart() -> Case {
+    Case::new("bare::on_reset_restart", |room| {
+        let kernel = kernel(room, "reset")?;
+        room.guest(&format!("--kernel {kernel} --on-reset restart --timeout 500ms"))?.code(124)?;
+        Ok(())
+    })
+}
+
+/// A signal ends the run, with the code that a shell would give it.
+fn signal() -> Case {
+    Case::new("bare::sigterm", |room| {
+        let (kernel, options) = (kernel(room, "echo")?, room.ground.options());
+        let mayfly = room.mayfly.display();
+        let script = format!(
+            "{mayfly} run {options} --kernel {kernel} --serial file=out & \
+             until grep -q ready out 2>/dev/null; do sleep 0.02; done; kill -TERM $!; wait $!"
+        );
+        room.shell(&script)?.code(143)?;
+        Ok(())
+    })
+}

@@ -1,0 +1,153 @@
+//! Runs a command on a terminal of its own and plays the operator.
+//!
+//!     terminal [expect=TEXT | send=TEXT]... -- COMMAND...
+//!
+//! Steps are taken in order; `\n`, `\\` and `\xHH` stand for bytes. It copies what the command writes, ends with the
+//! command's exit code, with 97 when an expected text does not come, and with 98 when the command left the terminal
+//! in another state than it found it in.
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::tcgetattr;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn main() -> ExitCode {
+    match play(&std::env::args().skip(1).collect::<Vec<_>>()) {
+        Ok(code) => ExitCode::from(code),
+        Err(why) => {
+            eprintln!("terminal: {why}");
+            ExitCode::from(97)
+        }
+    }
+}
+
+fn play(arguments: &[String]) -> Result<u8, String> {
+    let told = |what: &str, cause: &dyn std::fmt::Display| format!("{what}: {cause}");
+    let (steps, command) = arguments
+        .iter()
+        .position(|word| word == "--")
+        .map(|at| arguments.split_at(at))
+        .ok_or("no -- COMMAND")?;
+    let mut master = File::from(open().map_err(|e| told("open a terminal", &e))?);
+    let name = ptsname(&master, Vec::new()).map_err(|e| told("name the terminal", &e))?;
+    let name = name.to_str().map_err(|e| told("name the terminal", &e))?.to_owned();
+    // Held open, so that the terminal and its settings outlive the command.
+    let slave = File::options().read(true).write(true).open(&name).map_err(|e| told(&name, &e))?;
+    let before = tcgetattr(&slave).map_err(|e| told("read the terminal's settings", &e))?;
+    let stdio = || slave.try_clone().map_err(|e| told("share the terminal", &e));
+    let mut child = Command::new("setsid")
+        .args(["--ctty", "--wait"])
+        .args(&command[1..])
+        .stdin(stdio()?)
+        .stdout(stdio()?)
+        .stderr(stdio()?)
+        .spawn()
+        .map_err(|e| told("start setsid", &e))?;
+    let mut seen = Vec::new();
+    for step in steps {
+        let taken = match step.split_once('=') {
+            Some(("expect", text)) => expect(&mut master, &bytes(text)?, &mut seen, &mut child),
+            Some(("send", text)) => master.write_all(&bytes(text)?).map_err(|e| told("send", &e)),
+            _ => Err(format!("what is the step {step:?}?")),
+        };
+        if let Err(why) = taken {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(why);
+        }
+    }
+    let code = finish(&mut master, &mut child)?;
+    let after = tcgetattr(&slave).map_err(|e| told("read the terminal's settings", &e))?;
+    if format!("{before:?}") != format!("{after:?}") {
+        eprintln!("terminal: the settings were not restored\nbefore {before:?}\nafter {after:?}");
+        return Ok(98);
+    }
+    Ok(code)
+}
+
+fn open() -> rustix::io::Result<OwnedFd> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    Ok(master)
+}
+
+/// Reads until `text` has come; later texts are looked for behind it.
+fn expect(master: &mut File, text: &[u8], seen: &mut Vec<u8>, child: &mut Child) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(at) = seen.windows(text.len()).position(|window| window == text) {
+            seen.drain(..at + text.len());
+            return Ok(());
+        }
+        let more = receive(master, Duration::from_millis(100))?;
+        let ended = more.is_empty() && !matches!(child.try_wait(), Ok(None));
+        if ended || Instant::now() > deadline {
+            return Err(format!(
+                "{:?} did not come{}",
+                String::from_utf8_lossy(text),
+                if ended { ": it ended" } else { "" }
+            ));
+        }
+        seen.extend(more);
+    }
+}
+
+/// Copies what comes until the command has ended.
+fn finish(master: &mut File, child: &mut Child) -> Result<u8, String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let more = receive(master, Duration::from_millis(20))?;
+        if let (true, Ok(Some(status))) = (more.is_empty(), child.try_wait()) {
+            return Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255));
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err("the command did not end".into());
+        }
+    }
+}
+
+/// What has come, copied to standard output; nothing when `wait` is over.
+fn receive(master: &mut File, wait: Duration) -> Result<Vec<u8>, String> {
+    let wait = Timespec::try_from(wait).unwrap_or_default();
+    let mut fds = [PollFd::new(&*master, PollFlags::IN)];
+    if poll(&mut fds, Some(&wait)).map_err(|e| format!("wait: {e}"))? == 0 {
+        return Ok(Vec::new());
+    }
+    let mut buffer = [0; 4096];
+    let len = master.read(&mut buffer).map_err(|e| format!("read: {e}"))?;
+    std::io::stdout().write_all(&buffer[..len]).map_err(|e| format!("write: {e}"))?;
+    Ok(buffer[..len].to_vec())
+}
+
+/// The bytes that `text` stands for.
+fn bytes(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c != '\\' {
+            bytes.extend(c.to_string().bytes());
+            continue;
+        }
+        match rest.next() {
+            Some('n') => bytes.push(b'\n'),
+            Some('x') => {
+                let digits: String = rest.by_ref().take(2).collect();
+                bytes.push(u8::from_str_radix(&digits, 16).map_err(|e| format!("read \\x{digits}: {e}"))?);
+            }
+            Some(other) => bytes.extend(other.to_string().bytes()),
+            None => return Err("a lone backslash".into()),
+        }
+    }
+    Ok(bytes)
+}

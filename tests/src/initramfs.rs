@@ -1,0 +1,147 @@
+//! A RAM disk that is not mayfly's own: busybox, a kernel's modules and a script that does what the kernel command
+//! line says.
+
+use std::fs;
+use std::path::Path;
+
+use crate::kernels::{Kernel, file_name};
+
+/// Modules for the devices under test, in every flavour. Some have them built in.
+const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_rng", "ext4"];
+
+/// What runs as process 1. Each line it says is `key=value`.
+const INIT: &str = r#"#!/bin/busybox sh
+B=/bin/busybox
+$B mkdir -p /proc /sys /dev /disk
+$B mount -t proc proc /proc; $B mount -t sysfs sys /sys; $B mount -t devtmpfs dev /dev
+for m in $($B cat /modules/order); do $B insmod /modules/$m; done
+echo
+echo "userspace=yes"
+echo "release=$($B uname -r)"
+echo "cpus=$($B nproc)"
+echo "memory=$($B awk '/MemTotal/{print $2}' /proc/meminfo)"
+echo "date=$($B date +%s)"
+echo "clocksource=$($B cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+end=poweroff
+for word in $($B cat /proc/cmdline); do
+  value=${word#*=}
+  case $word in
+    test.end=*) end=$value;;
+    test.do=*) . /do/$value;;
+  esac
+done
+echo "end=$end"
+case $end in
+  poweroff) $B poweroff -f;;
+  reboot) $B reboot -f;;
+  panic) echo c > /proc/sysrq-trigger;;
+  exit) $B printf '\052' | $B dd of=/dev/port bs=1 seek=244 conv=notrunc;;
+  hang) while :; do $B sleep 1000; done;;
+  init) exit 0;;
+esac
+echo "still=here"
+$B sleep 1000
+"#;
+
+/// Pieces of the script, by the word that asks for them.
+const DO: [(&str, &str); 7] = [
+    ("rng", "echo \"rng=$($B cat /sys/class/misc/hw_random/rng_current) $($B head -c 32 /dev/hwrng | $B wc -c)\""),
+    (
+        "reads",
+        "up() { $B awk '{print $1 * 1000000}' /proc/uptime; }
+         t=$(up); $B dd if=/dev/vda of=/dev/null bs=4k count=4096 iflag=direct 2>/dev/null
+         echo \"read-4k $((($(up) - t) / 4096)) us\"
+         t=$(up); $B dd if=/dev/vda of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null
+         echo \"read-1m $((($(up) - t) / 64)) us\"",
+    ),
+    ("read", "echo ready; read line; echo \"line=$line\""),
+    ("flood", "$B seq 1 1500; echo flood=done"),
+    (
+        "disk",
+        "$B mount -t ext4 /dev/vda /disk && echo mounted=$($B cat /disk/given)
+         $B dd if=/dev/urandom of=/disk/written bs=64k count=64 2>/dev/null
+         echo sum=$($B sha256sum < /disk/written | $B cut -c1-64); $B sync
+         $B umount /disk && $B mount -t ext4 /dev/vda /disk && echo again=$($B sha256sum < /disk/written | $B cut -c1-64)
+         $B fstrim /disk && echo trimmed=yes
+         $B umount /disk && echo unmounted=yes",
+    ),
+    ("root", "$B mount -t ext4 /dev/vda /disk && $B mount --move /dev /disk/dev && exec $B switch_root /disk /sbin-init"),
+    (
+        "disks",
+        "echo sizes=$($B cat /sys/block/vda/size),$($B cat /sys/block/vdb/size)
+         echo ro=$($B cat /sys/block/vda/ro),$($B cat /sys/block/vdb/ro)
+         echo serial=$($B cat /sys/block/vda/serial)
+         $B dd if=/dev/zero of=/dev/vdb bs=4k count=1 2>/dev/null || echo refused=yes",
+    ),
+];
+
+/// Writes the RAM disk for `kernel` to `path`: a cpio archive, not compressed.
+///
+/// # Errors
+/// busybox or a module is missing, or the host refuses.
+pub fn write(kernel: &Kernel, path: &Path) -> Result<(), String> {
+    let busybox = fs::read("/bin/busybox")
+        .map_err(|cause| format!("read /bin/busybox (package busybox-static): {cause}"))?;
+    let modules = kernel.modules(&MODULES)?;
+    let order: Vec<String> = modules.iter().map(|module| file_name(module)).collect();
+    let mut archive = Archive::default();
+    for dir in ["bin", "modules", "do", "dev"] {
+        archive.add(dir, 0o040_755, (0, 0), b"");
+    }
+    // Without it the kernel opens no console for process 1.
+    archive.add("dev/console", 0o020_600, (5, 1), b"");
+    archive.add("init", 0o100_755, (0, 0), INIT.as_bytes());
+    archive.add("bin/busybox", 0o100_755, (0, 0), &busybox);
+    archive.add("modules/order", 0o100_644, (0, 0), order.join("\n").as_bytes());
+    for (word, script) in DO {
+        archive.add(&format!("do/{word}"), 0o100_644, (0, 0), script.as_bytes());
+    }
+    for (module, name) in modules.iter().zip(&order) {
+        let bytes = fs::read(module).map_err(|cause| format!("read {}: {cause}", module.display()))?;
+        archive.add(&format!("modules/{name}"), 0o100_644, (0, 0), &bytes);
+    }
+    archive.add("TRAILER!!!", 0, (0, 0), b"");
+    fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
+}
+
+/// A cpio archive of the `newc` form (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    files: usize,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: usize, device: (usize, usize), data: &[u8]) {
+        self.files += 1;
+        // Inode, mode, owner, group, links, time, size, device of the file, device it is, length of the name, sum.
+        let fields = [self.files, mode, 0, 0, 1, 0, data.len(), 0, 0, device.0, device.1, name.len() + 1, 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend(data);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn archives_are_aligned() {
+        let mut archive = Archive::default();
+        archive.add("a", 0o100_644, (0, 0), b"12345");
+        archive.add("TRAILER!!!", 0, (0, 0), b"");
+        assert_eq!(archive.bytes.len() % 4, 0);
+        assert!(archive.bytes.starts_with(b"070701000000010000"));
+    }
+}

@@ -1,0 +1,51 @@
+//! Cases with stock Linux kernels: every flavour, form and size, every end, and a disk with a file system on it.
+
+use std::path::{Path, PathBuf};
+
+use crate::ground::Output;
+use crate::harness::{Case, Room, Stop, Verdict};
+use crate::initramfs;
+use crate::kernels::{Flavour, Kernel};
+
+mod boots;
+mod disks;
+mod ends;
+
+/// All of them.
+pub fn cases() -> Vec<Case> {
+    [boots::cases(), ends::cases(), disks::cases()].into_iter().flatten().collect()
+}
+
+/// A kernel and a RAM disk for it. A kernel that cannot be had is a reason to skip.
+fn stock(flavour: Flavour) -> Result<(Kernel, PathBuf), Stop> {
+    let kernel = Kernel::fetch(flavour).map_err(Stop::Skipped)?;
+    let initrd = kernel.beside("test.cpio");
+    // Written anew by every process: it is part of what is under test.
+    static WRITTEN: std::sync::Mutex<Vec<&str>> = std::sync::Mutex::new(Vec::new());
+    let mut written = WRITTEN.lock().map_err(|_| "another case panicked")?;
+    if !written.contains(&flavour.name()) {
+        initramfs::write(&kernel, &initrd).map_err(Stop::Skipped)?;
+        written.push(flavour.name());
+    }
+    Ok((kernel, initrd))
+}
+
+/// Boots `kernel` with the RAM disk `initrd`.
+fn boot(room: &mut Room<'_>, kernel: &Path, initrd: &Path, arguments: &str) -> Result<Output, Stop> {
+    let (kernel, initrd) = (kernel.display(), initrd.display());
+    room.guest(&format!("--kernel {kernel} --initrd {initrd} --timeout 90s {arguments}"))
+}
+
+/// The value that the guest said for `key`.
+fn value(output: &Output, key: &str) -> Result<String, Stop> {
+    let text = output.text();
+    text.lines()
+        .find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
+        .ok_or_else(|| output.differs(&format!("a line {key}=...")))
+}
+
+/// Demands that the guest said `key=wanted`.
+fn expect(output: &Output, key: &str, wanted: &str) -> Verdict {
+    let found = value(output, key)?;
+    if found == wanted { Ok(()) } else { Err(output.differs(&format!("{key}={wanted} (it is {found})"))) }
+}

@@ -1,0 +1,53 @@
+//! What mayfly brings along for guests: the agent, and an initial RAM disk with it.
+
+use base::Result;
+use boot::cpio::Archive;
+
+/// The guest agent: a static program, made to be process 1.
+pub static AGENT: &[u8] = include_bytes!(env!("MAYFLY_AGENT"));
+
+/// mayfly's own initial RAM disk: the agent and nothing else.
+///
+/// # Errors
+/// None; writing an archive could fail, this one does not.
+pub fn initrd() -> Result<Vec<u8>> {
+    initrd_with(&[])
+}
+
+/// The initial RAM disk with kernel modules, file name and content, which the agent loads in this order.
+///
+/// # Errors
+/// A name is not one.
+pub fn initrd_with(modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    archive.file("init", 0o755, AGENT)?;
+    if !modules.is_empty() {
+        archive.directory("modules", 0o755)?;
+        let order: String = modules.iter().map(|(name, _)| format!("{name}\n")).collect();
+        archive.file("modules/order", 0o644, order.as_bytes())?;
+    }
+    for (name, content) in modules {
+        archive.file(&format!("modules/{name}"), 0o644, content)?;
+    }
+    Ok(archive.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_is_a_small_static_program() {
+        assert!(AGENT.starts_with(b"\x7fELF"));
+        // A dynamic program names its interpreter.
+        assert!(!AGENT.windows(10).any(|bytes| bytes == b"/ld-linux-"), "it is linked dynamically");
+        assert!(AGENT.len() < 3 << 19, "{} bytes", AGENT.len());
+    }
+
+    #[test]
+    fn modules_are_listed_in_their_order() {
+        let archive = initrd_with(&[("b.ko".into(), b"B".to_vec()), ("a.ko".into(), b"A".to_vec())]).unwrap();
+        assert!(archive.windows(10).any(|bytes| bytes == b"b.ko\na.ko\n"));
+        assert!(initrd().unwrap().len() < archive.len());
+    }
+}

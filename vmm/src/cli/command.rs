@@ -1,0 +1,355 @@
+//! The commands and their flags, as clap has them. Device flags are a reading of the catalogue.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, Command, ValueHint, value_parser};
+use devices::catalog::{CATALOG, Entry, Presence};
+use serde_json::Value;
+
+use crate::plan::{
+    Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, Irqchip, KernelMemory, OnReset, Period, Protocol, Size,
+};
+
+/// How much of the help is made. A run needs the names of flags only, and should not wait for the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Flags and one line for each.
+    Names,
+    /// All keys of all devices too.
+    Keys,
+}
+
+impl Detail {
+    /// The detail that a command line asks for.
+    pub fn for_words(words: &[OsString]) -> Detail {
+        let asks =
+            |word: &OsString| word == "--help" || word == "help" || word == "man" || word == "completions";
+        if words.iter().any(asks) { Detail::Keys } else { Detail::Names }
+    }
+}
+
+/// The command that was typed, if it is one.
+pub fn typed(words: &[OsString]) -> Option<String> {
+    let word = words.iter().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"))?;
+    let commands = ["run", "inspect", "doctor", "lab", "completions", "man", "schema"];
+    commands.iter().find(|command| word == *command).map(|command| (*command).to_owned())
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port, 120 its kernel panicked, \
+122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
+started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
+
+/// The whole command.
+pub fn command(detail: Detail) -> Command {
+    let run = Command::new("run").about("Boot a kernel and run the guest to its end");
+    Command::new("mayfly")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A hypervisor for virtual machines that live for a test")
+        .after_help("Start here: mayfly doctor, then mayfly run --kernel /boot/vmlinuz --initrd builtin")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .max_term_width(110)
+        .arg(
+            Arg::new("verbose")
+                .short('v')
+                .long("verbose")
+                .global(true)
+                .action(ArgAction::Count)
+                .help("Say more: -v what is done, -vv details, -vvv everything"),
+        )
+        .arg(
+            Arg::new("quiet")
+                .short('q')
+                .long("quiet")
+                .global(true)
+                .action(ArgAction::SetTrue)
+                .help("Say nothing but errors"),
+        )
+        .subcommand(match detail {
+            Detail::Names => run.defer(|run| run_flags(run, Detail::Names)),
+            Detail::Keys => run.defer(|run| run_flags(run, Detail::Keys)),
+        })
+        .subcommand(
+            Command::new("inspect").about("Say what a kernel image is and what it lacks").defer(inspect),
+        )
+        .subcommand(
+            Command::new("doctor")
+                .about("Check this host, with the command that mends each fault")
+                .defer(|doctor| doctor.arg(json_switch("Print one JSON object"))),
+        )
+        .subcommand(Command::new("lab").about("Run a command on the emulated AMD-V host").defer(lab))
+        .subcommand(Command::new("completions").about("Print the completion script of a shell").defer(
+            |completions| {
+                completions.arg(
+                    Arg::new("shell")
+                        .required(true)
+                        .value_parser(value_parser!(clap_complete::Shell))
+                        .help("The shell"),
+                )
+            },
+        ))
+        .subcommand(Command::new("man").about("Print a manual page (roff)").defer(|man| {
+            man.arg(Arg::new("command").help("The page of this command instead of the main one"))
+        }))
+        .subcommand(Command::new("schema").about("Print the JSON schema of a plan, with all devices"))
+}
+
+fn path(name: &'static str, value: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .value_hint(ValueHint::FilePath)
+        .value_parser(value_parser!(PathBuf))
+}
+
+fn json_switch(help: &'static str) -> Arg {
+    Arg::new("json").long("json").action(ArgAction::SetTrue).help(help)
+}
+
+fn size(text: &str) -> Result<Size, String> {
+    text.parse()
+}
+
+fn period(text: &str) -> Result<Period, String> {
+    text.parse()
+}
+
+fn run_flags(run: Command, detail: Detail) -> Command {
+    let run = run
+        // Given twice, the last one counts: scripts append to what they were given.
+        .args_override_self(true)
+        .after_help(EXIT_CODES)
+        .next_help_heading("Boot")
+        .arg(path("kernel", "FILE").help("Kernel: bzImage, ELF vmlinux, or a kernel tree that holds one"))
+        .arg(
+            path("initrd", "FILE")
+                .action(ArgAction::Append)
+                .help("Initial RAM file system; several are joined; `builtin` is mayfly's own"),
+        )
+        .arg(
+            Arg::new("cmdline")
+                .long("cmdline")
+                .visible_alias("append")
+                .value_name("TEXT")
+                .allow_hyphen_values(true)
+                .action(ArgAction::Append)
+                .help(format!("Add to the kernel command line, which begins `{DEFAULT_CMDLINE}`")),
+        )
+        .arg(
+            Arg::new("cmdline-only")
+                .long("cmdline-only")
+                .value_name("TEXT")
+                .allow_hyphen_values(true)
+                .help("Replace the kernel command line"),
+        )
+        .arg(
+            Arg::new("protocol")
+                .long("protocol")
+                .value_name("HOW")
+                .value_parser(value_parser!(Protocol))
+                .help("How the kernel is entered [default: auto]"),
+        )
+        .arg(
+            Arg::new("kernel-memory")
+                .long("kernel-memory")
+                .value_name("HOW")
+                .value_parser(value_parser!(KernelMemory))
+                .help("How the code of an uncompressed kernel comes into memory [default: auto]"),
+        );
+    outcome_flags(device_flags(machine_flags(run), detail))
+}
+
+fn machine_flags(run: Command) -> Command {
+    run.next_help_heading("Machine")
+        .arg(
+            Arg::new("cpus")
+                .long("cpus")
+                .short('c')
+                .value_name("N")
+                .value_parser(value_parser!(u32))
+                .help(format!("Virtual CPUs, 1 to {CPUS_MAX} [default: 1]")),
+        )
+        .arg(
+            Arg::new("memory")
+                .long("memory")
+                .visible_alias("mem")
+                .short('m')
+                .value_name("SIZE")
+                .value_parser(size)
+                .help(format!("RAM: 512M, 2G, or a number of bytes [default: {DEFAULT_MEMORY}]")),
+        )
+        .arg(
+            Arg::new("irqchip")
+                .long("irqchip")
+                .value_name("WHICH")
+                .value_parser(value_parser!(Irqchip))
+                .help("Who emulates the interrupt controllers [default: split]"),
+        )
+        .arg(
+            Arg::new("accel")
+                .long("accel")
+                .value_name("WHAT")
+                .value_parser(value_parser!(Accel))
+                .help("What runs the virtual CPUs [default: auto]"),
+        )
+}
+
+fn device_flags(run: Command, detail: Detail) -> Command {
+    CATALOG.iter().fold(run.next_help_heading("Devices"), |run, entry| {
+        let flag = Arg::new(entry.name())
+            .long(entry.flag())
+            .value_name("SPEC")
+            .action(ArgAction::Append)
+            .help(summary(*entry));
+        run.arg(if detail == Detail::Keys { flag.long_help(keys(*entry)) } else { flag })
+    })
+}
+
+fn outcome_flags(run: Command) -> Command {
+    run.next_help_heading("Run")
+        .arg(path("plan", "FILE.json").help("Take a plan from a file; flags change and extend it"))
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("TIME")
+                .value_parser(period)
+                .help("End the run after this time (30s, 2m, 500ms) with exit code 124"),
+        )
+        .arg(
+            Arg::new("on-reset")
+                .long("on-reset")
+                .value_name("WHAT")
+                .value_parser(value_parser!(OnReset))
+                .help("What a reset by the guest does [default: exit]"),
+        )
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .value_name("FILE")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("-")
+                .value_parser(value_parser!(PathBuf))
+                .help("Write the result as one JSON line: to FILE, or as the last line of standard output"),
+        )
+        .arg(
+            Arg::new("dry-run")
+                .long("dry-run")
+                .action(ArgAction::SetTrue)
+                .help("Print the plan (JSON) and run nothing"),
+        )
+        .arg(
+            Arg::new("on-emulated-host")
+                .long("on-emulated-host")
+                .hide(true)
+                .action(ArgAction::SetTrue)
+                .help("This is the emulated host: use its KVM, and say so in the result"),
+        )
+}
+
+fn inspect(command: Command) -> Command {
+    let kernel = Arg::new("kernel").required(true).value_name("KERNEL").value_hint(ValueHint::FilePath);
+    command
+        .arg(
+            kernel
+                .value_parser(value_parser!(PathBuf))
+                .help("Kernel: bzImage, ELF vmlinux, or a kernel tree"),
+        )
+        .arg(json_switch("Print one JSON object"))
+}
+
+fn lab(command: Command) -> Command {
+    command
+        .arg(
+            Arg::new("cpus")
+                .long("cpus")
+                .value_name("N")
+                .value_parser(value_parser!(u32))
+                .help("CPUs of the emulated host [default: 1]"),
+        )
+        .arg(
+            Arg::new("memory")
+                .long("memory")
+                .short('m')
+                .value_name("SIZE")
+                .value_parser(size)
+                .help("RAM of the emulated host [default: 4G]"),
+        )
+        .arg(
+            Arg::new("icount")
+                .long("icount")
+                .action(ArgAction::SetTrue)
+                .help("Virtual time counts executed instructions, so that timings repeat (one CPU)"),
+        )
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("TIME")
+                .value_parser(period)
+                .help("End it after this time with exit code 124"),
+        )
+        .arg(
+            Arg::new("command")
+                .required(true)
+                .value_name("COMMAND")
+                .num_args(1..)
+                .last(true)
+                .value_parser(value_parser!(OsString))
+                .help("The command: same files, directory, environment, streams and exit code"),
+        )
+}
+
+fn summary(entry: &dyn Entry) -> String {
+    let (summary, flag, example) = (entry.summary(), entry.flag(), entry.example());
+    match entry.presence() {
+        Presence::Standard(usual) => format!("{summary} [default: {usual}]"),
+        Presence::OnRequest => format!("{summary} (--{flag} {example})"),
+    }
+}
+
+/// A device's summary and its keys, from the doc comments of its settings.
+fn keys(entry: &dyn Entry) -> String {
+    let schema = entry.schema();
+    let mut text = summary(entry);
+    for (key, of) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let doc = of.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
+        let default = match of.get("default") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(word)) => format!(" [default: {word}]"),
+            Some(Value::Bool(on)) => format!(" [default: {}]", if *on { "on" } else { "off" }),
+            Some(other) => format!(" [default: {other}]"),
+        };
+        text.push_str(&format!("\n  {key}: {doc}{default}"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_well_formed_with_every_device_in_it() {
+        for detail in [Detail::Names, Detail::Keys] {
+            let mut command = command(detail);
+            command.build();
+            command.clone().debug_assert();
+            let run = command.find_subcommand("run").unwrap();
+            for entry in CATALOG {
+                let flag = run.get_arguments().find(|arg| arg.get_long() == Some(entry.flag()));
+                let help = flag.unwrap().get_long_help().map(|help| help.to_string());
+                assert_eq!(help.is_some(), detail == Detail::Keys, "{}", entry.name());
+            }
+        }
+    }
+
+    #[test]
+    fn only_those_who_ask_for_help_wait_for_it() {
+        let detail =
+            |words: &[&str]| Detail::for_words(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(detail(&["mayfly", "run", "--kernel", "k"]), Detail::Names);
+        assert_eq!(detail(&["mayfly", "run", "--help"]), Detail::Keys);
+    }
+}

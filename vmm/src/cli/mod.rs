@@ -1,0 +1,128 @@
+//! The command line: what was typed becomes a [`crate::plan::Plan`] or an answer.
+
+mod command;
+mod doctor;
+mod inspect;
+mod lab;
+mod papers;
+mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use base::{Fail, Result};
+use clap::ArgMatches;
+use clap::error::ErrorKind;
+
+use crate::log;
+use crate::machine::Scout;
+use crate::outcome::code;
+
+/// Carries out the command line of this process.
+pub fn main() -> ExitCode {
+    crate::outcome::process_start();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let typed = command::typed(&words);
+    // KVM takes a while to answer; the command line can be read meanwhile.
+    let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());
+    let code = match command::command(command::Detail::for_words(&words)).try_get_matches_from(words) {
+        Ok(matches) => carry_out(&matches, scout),
+        Err(error) => usage(&error, typed.as_deref()),
+    };
+    ExitCode::from(code)
+}
+
+fn carry_out(matches: &ArgMatches, scout: Option<Result<Scout>>) -> u8 {
+    log::start(log::level(matches.get_count("verbose"), matches.get_flag("quiet")));
+    let Some((name, matches)) = matches.subcommand() else { return code::USAGE };
+    match name {
+        "run" => run::run(matches, scout.unwrap_or_else(Scout::send)),
+        "inspect" => inspect::inspect(matches),
+        "doctor" => doctor::doctor(matches),
+        "lab" => lab::lab(matches),
+        "completions" => papers::completions(matches),
+        "man" => papers::man(matches),
+        "schema" => papers::schema(),
+        _ => code::USAGE,
+    }
+}
+
+/// Tells the operator about a failure.
+fn complain(fail: &Fail) {
+    log::tell(&format!("error: {fail}"));
+}
+
+/// Prints what a command has to say on standard output. A reader that has gone away (`| head`) has had enough.
+fn say(text: &str) -> u8 {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&Fail::new(base::Why::Host, "write to standard output").because(error));
+            code::HOST
+        }
+        _ => code::DONE,
+    }
+}
+
+/// The parser's complaints in the form of ours: one `error:` line, then hints.
+fn usage(error: &clap::Error, command: Option<&str>) -> u8 {
+    let text = error.render().to_string();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => say(&text),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            log::tell(text.trim_end());
+            code::USAGE
+        }
+        _ => {
+            log::tell(&reword(&text, command));
+            code::USAGE
+        }
+    }
+}
+
+/// Keeps the message and the tips of a parser's text; its usage and its advice become one hint.
+fn reword(text: &str, command: Option<&str>) -> String {
+    let (mut message, mut hints) = (Vec::new(), String::new());
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("Usage: ") {
+            break;
+        } else if let Some(tip) = line.strip_prefix("tip: ") {
+            hints += &format!("\n  hint: {tip}");
+        } else if let Some(values) = line.strip_prefix("[possible values: ") {
+            hints += &format!("\n  hint: it can be {}", values.trim_end_matches(']'));
+        } else if !line.starts_with("For more information") {
+            message.push(line);
+        }
+    }
+    let command = command.map_or(String::new(), |command| format!(" {command}"));
+    format!("{}{hints}\n  hint: see mayfly{command} --help", message.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parser_complains_like_everyone_else() {
+        let text = |words: &[&str]| {
+            let error = command::command(command::Detail::Names).try_get_matches_from(words).unwrap_err();
+            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            reword(&error.render().to_string(), command::typed(&words).as_deref())
+        };
+        assert_eq!(
+            text(&["mayfly", "run", "--memroy", "1G"]),
+            "error: unexpected argument '--memroy' found\n  \
+             hint: a similar argument exists: '--memory'\n  hint: see mayfly run --help"
+        );
+        assert_eq!(
+            text(&["mayfly", "rum"]),
+            "error: unrecognized subcommand 'rum'\n  \
+             hint: a similar subcommand exists: 'run'\n  hint: see mayfly --help"
+        );
+        assert_eq!(
+            text(&["mayfly", "-v", "run", "--accel", "xen"]),
+            "error: invalid value 'xen' for '--accel <WHAT>'\n  \
+             hint: it can be auto, kvm, emulated, unchecked\n  hint: see mayfly run --help"
+        );
+    }
+}

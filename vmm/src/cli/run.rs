@@ -1,0 +1,209 @@
+//! `mayfly run`: the flags become a plan, the plan a machine, its report an exit code.
+
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use base::{Fail, Result, Why};
+use clap::ArgMatches;
+use devices::catalog::CATALOG;
+
+use super::{complain, say};
+use crate::machine::{self, Scout};
+use crate::outcome::{self, Report};
+use crate::plan::{Accel, Cmdline, Initrd, Plan};
+
+/// Carries out `mayfly run`; its exit code.
+pub fn run(matches: &ArgMatches, scout: Result<Scout>) -> u8 {
+    let json = matches.get_one::<PathBuf>("json").map(PathBuf::as_path);
+    attempt(matches, json, scout).unwrap_or_else(|fail| {
+        complain(&fail);
+        if let Some(mut sink) = json.and_then(|path| Sink::open(path).ok()) {
+            sink.write(&outcome::json_before_start(&fail));
+        }
+        outcome::code_before_start(&fail)
+    })
+}
+
+fn attempt(matches: &ArgMatches, json: Option<&Path>, scout: Result<Scout>) -> Result<u8> {
+    let plan = plan(matches)?.complete()?;
+    if matches.get_flag("dry-run") {
+        return print(&plan);
+    }
+    let emulated = matches.get_flag("on-emulated-host");
+    if let Some(code) = super::lab::take_over(&plan)? {
+        return Ok(code);
+    }
+    let sink = json.map(Sink::open).transpose()?;
+    let mut report = machine::run(&plan, &scout?, outcome::process_start())?;
+    if emulated {
+        report.accel = Accel::Emulated;
+    }
+    Ok(conclude(&report, sink))
+}
+
+/// The plan that the flags ask for, on top of the plan file if there is one.
+fn plan(matches: &ArgMatches) -> Result<Plan> {
+    let mut plan = match matches.get_one::<PathBuf>("plan") {
+        Some(path) => Plan::read(path)?,
+        None => Plan::default(),
+    };
+    set(matches, "kernel", &mut plan.kernel);
+    set(matches, "protocol", &mut plan.protocol);
+    set(matches, "kernel-memory", &mut plan.kernel_memory);
+    set(matches, "cpus", &mut plan.cpus);
+    set(matches, "memory", &mut plan.memory);
+    set(matches, "irqchip", &mut plan.irqchip);
+    set(matches, "on-reset", &mut plan.on_reset);
+    set(matches, "accel", &mut plan.accel);
+    plan.timeout = matches.get_one("timeout").copied().or(plan.timeout);
+    plan.initrd
+        .extend(matches.get_many::<PathBuf>("initrd").into_iter().flatten().cloned().map(Initrd::from));
+    if let Some(text) = matches.get_one::<String>("cmdline-only") {
+        plan.cmdline = Cmdline::Only(text.clone());
+    }
+    for text in matches.get_many::<String>("cmdline").into_iter().flatten() {
+        plan.cmdline.push(text);
+    }
+    for entry in CATALOG {
+        for text in matches.get_many::<String>(entry.name()).into_iter().flatten() {
+            plan.add_device(*entry, text)?;
+        }
+    }
+    Ok(plan)
+}
+
+/// Takes over the value of a flag that was given.
+fn set<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, flag: &str, value: &mut T) {
+    if let Some(given) = matches.get_one::<T>(flag) {
+        value.clone_from(given);
+    }
+}
+
+fn print(plan: &Plan) -> Result<u8> {
+    let text = serde_json::to_string_pretty(plan)
+        .map_err(|cause| Fail::new(Why::Invalid, "write the plan down").because(cause))?;
+    Ok(say(&(text + "\n")))
+}
+
+/// Tells how it ended; the exit code.
+fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
+    let to_stdout = matches!(sink, Some(Sink::Stdout));
+    if report.mid_line && (to_stdout || std::io::stdout().is_terminal()) {
+        say("\n");
+    }
+    if let Some(fail) = report.end.complaint() {
+        complain(&fail);
+    }
+    if let Some(mut sink) = sink {
+        sink.write(&report.json());
+    }
+    report.end.exit_code()
+}
+
+/// Where the result object goes.
+enum Sink {
+    Stdout,
+    File(PathBuf, File),
+}
+
+impl Sink {
+    /// Opens it, before the run: a result that cannot be written should not cost a run.
+    fn open(path: &Path) -> Result<Sink> {
+        if path == Path::new("-") {
+            return Ok(Sink::Stdout);
+        }
+        let file = File::create(path).map_err(|cause| {
+            Fail::new(base::fail::why_of(&cause), format!("open the result file {}", path.display()))
+                .because(cause)
+        })?;
+        Ok(Sink::File(path.to_owned(), file))
+    }
+
+    fn write(&mut self, line: &str) {
+        match self {
+            Sink::Stdout => {
+                say(&format!("{line}\n"));
+            }
+            Sink::File(path, file) => {
+                if let Err(cause) = writeln!(file, "{line}") {
+                    complain(
+                        &Fail::new(Why::Host, format!("write the result to {}", path.display()))
+                            .because(cause),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::command::{Detail, command};
+    use crate::plan::{Irqchip, KernelMemory, OnReset, Protocol, Size};
+
+    fn parse(words: &[&str]) -> Plan {
+        let words = ["mayfly", "run"].iter().chain(words);
+        let matches = command(Detail::Names).try_get_matches_from(words).unwrap();
+        plan(matches.subcommand_matches("run").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_flag_reaches_the_plan() {
+        let plan = parse(&[
+            "--kernel",
+            "k",
+            "--initrd",
+            "a",
+            "--initrd",
+            "builtin",
+            "--append",
+            "quiet",
+            "--cmdline",
+            "-x",
+            "--protocol",
+            "pvh",
+            "--kernel-memory",
+            "copied",
+            "-c",
+            "2",
+            "--cpus",
+            "3",
+            "-m",
+            "1G",
+            "--irqchip",
+            "full",
+            "--on-reset",
+            "restart",
+            "--accel",
+            "unchecked",
+            "--timeout",
+            "1m",
+        ]);
+        assert_eq!(plan.kernel, Path::new("k"));
+        assert_eq!(plan.initrd, [Initrd::File("a".into()), Initrd::Builtin]);
+        assert_eq!(plan.cmdline, Cmdline::Extend("quiet -x".into()));
+        assert_eq!((plan.protocol, plan.cpus, plan.memory), (Protocol::Pvh, 3, Size::mib(1024)));
+        assert_eq!(plan.kernel_memory, KernelMemory::Copied);
+        assert_eq!((plan.irqchip, plan.on_reset), (Irqchip::Full, OnReset::Restart));
+        assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));
+    }
+
+    #[test]
+    fn flags_change_and_extend_a_plan_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            r#"{"kernel": "k", "cpus": 4, "initrd": ["a"], "cmdline": {"extend": "q"}}"#,
+        )
+        .unwrap();
+        let from = file.path().to_str().unwrap();
+        let plan = parse(&["--plan", from, "--initrd", "b", "--cmdline", "z", "--memory", "2G"]);
+        assert_eq!((plan.cpus, plan.memory), (4, Size::mib(2048)));
+        assert_eq!(plan.initrd, [Initrd::File("a".into()), Initrd::File("b".into())]);
+        assert_eq!(plan.cmdline, Cmdline::Extend("q z".into()));
+        let only = parse(&["--plan", from, "--cmdline-only", "a", "--cmdline", "b"]);
+        assert_eq!(only.cmdline, Cmdline::Only("a b".into()));
+    }
+}

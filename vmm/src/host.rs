@@ -1,0 +1,286 @@
+//! The Linux host: opens files, streams and pseudo-terminals for devices, and says well what it cannot open.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use base::fail::why_of;
+use base::host::{Access, Host, Stream, kernel_entropy};
+use base::{Fail, Result, Why};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
+use rustix::stdio::{stdin, stdout};
+use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
+
+use crate::log;
+use crate::terminal::{self, Raw};
+
+/// The host this process runs on. The terminal is restored when it goes out of scope.
+#[derive(Debug, Default)]
+pub struct LinuxHost {
+    stdio_taken: AtomicBool,
+    raw: Mutex<Option<Raw>>,
+    /// Our own ends of pseudo-terminals: while one is open, a reader may come and go without a hang-up.
+    peers: Mutex<Vec<OwnedFd>>,
+}
+
+impl Host for LinuxHost {
+    fn open(&self, role: &str, path: &Path, access: Access) -> Result<File> {
+        let mut flags = libc::O_NOCTTY;
+        if access.direct {
+            flags |= libc::O_DIRECT;
+        }
+        if access.create {
+            // An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
+            flags |= libc::O_NONBLOCK;
+        }
+        let opened = OpenOptions::new()
+            .read(!access.create)
+            .write(access.write)
+            .create(access.create)
+            .truncate(access.create)
+            .custom_flags(flags)
+            .open(path)
+            .and_then(|file| if file.metadata()?.is_dir() { Err(errno(libc::EISDIR)) } else { Ok(file) });
+        opened.map_err(|cause| {
+            let writing = if access.write { " for writing" } else { "" };
+            let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display()));
+            let hint = remedy(&cause, path, access);
+            let fail = fail.because(cause);
+            if hint.is_empty() { fail } else { fail.hint(hint) }
+        })
+    }
+
+    fn stdio(&self, role: &str) -> Result<Stream> {
+        let doing = || format!("give standard input and output to {role}");
+        if self.stdio_taken.swap(true, Ordering::SeqCst) {
+            return Err(Fail::new(Why::Usage, doing())
+                .because("another device has them")
+                .hint("only one of the devices can be on stdio"));
+        }
+        let output = writable_share(stdout()).map_err(|cause| {
+            Fail::new(Why::Host, doing()).because(cause).hint("start mayfly with an open standard output")
+        })?;
+        let (input, terminal) = self.input();
+        Ok(Stream { input, output, terminal })
+    }
+
+    fn pty(&self, role: &str) -> Result<Stream> {
+        let doing = |cause: io::Error| {
+            Fail::new(Why::Host, format!("make a pseudo-terminal for {role}"))
+                .because(cause)
+                .hint("is /dev/pts mounted?")
+        };
+        let (master, peer, name) = open_pty().map_err(doing)?;
+        let input = Some(master.try_clone().map_err(doing)?);
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
+        log::tell(&format!("{role} is on {name}"));
+        Ok(Stream { input, output: master, terminal: false })
+    }
+
+    fn random(&self, data: &mut [u8]) -> io::Result<()> {
+        kernel_entropy(data)
+    }
+}
+
+impl LinuxHost {
+    /// Standard input, and whether it is a terminal that is raw now.
+    fn input(&self) -> (Option<OwnedFd>, bool) {
+        // A closed one (`<&-`) is no input.
+        let Ok(input) = stdin().try_clone_to_owned() else { return (None, false) };
+        if !isatty(&input) {
+            return (Some(input), false);
+        }
+        match terminal::enter() {
+            Ok(Some(raw)) => {
+                *self.raw.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw);
+                (Some(input), true)
+            }
+            Ok(None) => {
+                log::note("mayfly runs in the background: the guest gets no input from the terminal");
+                (None, false)
+            }
+            Err(cause) => {
+                log::note(&format!("the guest gets no input: set the terminal to raw mode: {cause}"));
+                (None, false)
+            }
+        }
+    }
+}
+
+/// A share of `fd` to which writes do not block, if that is possible without making the other programs' writes
+/// non-blocking, too: that mode belongs to the open file, so a pipe or a terminal is opened once more. Anything else,
+/// or one that cannot be opened, is shared as it is.
+fn writable_share(fd: impl AsFd) -> io::Result<OwnedFd> {
+    let fd = fd.as_fd();
+    let stat = fstat(fd)?;
+    let own = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo => true,
+        // Opening the multiplexer of pseudo-terminals would make a new one.
+        FileType::CharacterDevice => isatty(fd) && stat.st_rdev != rustix::fs::makedev(5, 2),
+        _ => false,
+    };
+    if own {
+        use std::os::fd::AsRawFd;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        if let Ok(own) = rustix::fs::open(path, flags, Mode::empty()) {
+            return Ok(own);
+        }
+    }
+    fd.try_clone_to_owned()
+}
+
+/// A new pseudo-terminal: our end (non-blocking), the other end (raw, so that it echoes nothing), and its name.
+fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    unlockpt(&master)?;
+    let peer = ioctl_tiocgptpeer(&master, flags)?;
+    let mut modes = tcgetattr(&peer)?;
+    modes.make_raw();
+    tcsetattr(&peer, OptionalActions::Now, &modes)?;
+    fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
+    Ok((master, peer, name))
+}
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+/// What helps against `cause`; empty if nothing is known.
+fn remedy(cause: &io::Error, path: &Path, access: Access) -> String {
+    let shown = path.display();
+    match cause.raw_os_error().unwrap_or(0) {
+        libc::ENOENT if access.create => "make its directory first".to_owned(),
+        libc::ENOENT if path.is_relative() => match std::env::current_dir() {
+            Ok(here) => format!("check the name; it is looked for in {}", here.display()),
+            Err(_) => "check the name".to_owned(),
+        },
+        libc::ENOENT => "check the name".to_owned(),
+        libc::EACCES | libc::EPERM if access.create => {
+            "choose another place, or make this one writable".to_owned()
+        }
+        libc::EACCES | libc::EPERM if access.write => {
+            "pass readonly=on, or make the file writable".to_owned()
+        }
+        libc::EACCES | libc::EPERM => format!("make it readable: chmod a+r {shown}"),
+        libc::EROFS if access.create => "choose a place on a writable file system".to_owned(),
+        libc::EROFS => "pass readonly=on, or copy the file to a writable file system".to_owned(),
+        libc::EISDIR => "name a file, not a directory".to_owned(),
+        libc::EBUSY | libc::ETXTBSY => "another program holds it for itself: end that one first".to_owned(),
+        libc::ENXIO => "nobody reads it: start its reader first".to_owned(),
+        libc::EINVAL if access.direct => "its file system knows no O_DIRECT: leave that off".to_owned(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::fs::fcntl_getfl;
+    use rustix::pipe::pipe;
+
+    const READ: Access = Access { write: false, create: false, direct: false };
+    const WRITE: Access = Access { write: true, ..READ };
+    const OUTPUT: Access = Access { create: true, ..WRITE };
+
+    fn refused(path: &Path, access: Access) -> String {
+        LinuxHost::default().open("disk0 image", path, access).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_named_with_cause_and_remedy() {
+        let place = tempfile::tempdir().unwrap();
+        let missing = place.path().join("none.img");
+        assert_eq!(
+            refused(&missing, READ),
+            format!(
+                "open disk0 image {}: No such file or directory\n  hint: check the name",
+                missing.display()
+            )
+        );
+        let text = refused(Path::new("none.img"), WRITE);
+        assert!(
+            text.starts_with("open disk0 image none.img for writing: No such file or directory\n"),
+            "{text}"
+        );
+        assert!(text.contains("it is looked for in /"), "{text}");
+        let text = refused(&missing.join("log"), OUTPUT);
+        assert!(text.ends_with("hint: make its directory first"), "{text}");
+        for access in [READ, WRITE] {
+            let text = refused(place.path(), access);
+            assert!(text.ends_with("Is a directory\n  hint: name a file, not a directory"), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_refusal_of_the_host_has_a_remedy() {
+        let hint = |number, access| remedy(&errno(number), Path::new("/a"), access);
+        assert_eq!(hint(libc::EACCES, READ), "make it readable: chmod a+r /a");
+        assert_eq!(hint(libc::EACCES, WRITE), "pass readonly=on, or make the file writable");
+        assert!(hint(libc::EROFS, WRITE).starts_with("pass readonly=on"));
+        assert!(hint(libc::EBUSY, OUTPUT).contains("another program"));
+        assert_eq!(hint(libc::EMFILE, READ), "");
+    }
+
+    #[test]
+    fn an_output_is_emptied_and_a_fifo_without_reader_does_not_hold_us_up() {
+        let place = tempfile::tempdir().unwrap();
+        let log = place.path().join("log");
+        std::fs::write(&log, "old").unwrap();
+        LinuxHost::default().open("log", &log, OUTPUT).unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"");
+        let fifo = place.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(refused(&fifo, OUTPUT).ends_with("hint: nobody reads it: start its reader first"));
+    }
+
+    #[test]
+    fn our_share_of_a_pipe_does_not_block_and_the_others_still_do() {
+        let (from, to) = pipe().unwrap();
+        let own = writable_share(&to).unwrap();
+        assert!(fcntl_getfl(&own).unwrap().contains(OFlags::NONBLOCK));
+        assert!(!fcntl_getfl(&to).unwrap().contains(OFlags::NONBLOCK));
+        rustix::io::write(&own, b"x").unwrap();
+        assert_eq!(rustix::io::read(&from, &mut [0; 4]).unwrap(), 1, "it is the same pipe");
+    }
+
+    #[test]
+    fn our_share_of_a_file_goes_on_where_the_others_are() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, b"before").unwrap();
+        rustix::io::write(writable_share(&file).unwrap(), b", after").unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 13);
+    }
+
+    #[test]
+    fn standard_streams_are_given_out_once() {
+        let host = LinuxHost::default();
+        host.stdio_taken.store(true, Ordering::SeqCst);
+        let fail = host.stdio("console").unwrap_err();
+        assert_eq!(fail.why, Why::Usage);
+        assert!(fail.to_string().contains("another device has them"), "{fail}");
+    }
+
+    #[test]
+    fn a_pseudo_terminal_carries_bytes_unchanged_and_outlives_its_readers() {
+        let (master, _peer, name) = open_pty().unwrap();
+        for _ in 0..2 {
+            let reader = File::options().read(true).write(true).open(&name).unwrap();
+            rustix::io::write(&master, b"\r\n\x03").unwrap();
+            let mut seen = [0; 8];
+            assert_eq!(rustix::io::read(&reader, &mut seen).unwrap(), 3);
+            assert_eq!(seen[..3], *b"\r\n\x03");
+            assert_eq!(rustix::io::read(&master, &mut seen), Err(rustix::io::Errno::AGAIN), "no echo");
+        }
+        let mut fds = [PollFd::new(&master, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&Timespec::default())).unwrap(), 0, "no hang-up when a reader leaves");
+    }
+}

@@ -1,0 +1,199 @@
+//! A VM: slots, interrupts, doorbells and delayed writes.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arch::layout;
+use base::irq::{Messages, Msi};
+use base::memory::Piece;
+use base::meter::Counter;
+use base::{Doing, Fail, Result, Why};
+use devices::catalog::Space;
+use kvm_bindings::{
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+
+use super::ring::Ring;
+use super::vcpu::KvmVcpu;
+use crate::hv::{Vcpu, Vm};
+use crate::plan::Irqchip;
+
+/// A KVM virtual machine.
+pub struct KvmVm {
+    fd: VmFd,
+    cpuid: OnceLock<CpuId>,
+    ring: OnceLock<Mutex<Ring>>,
+    routes: Mutex<Vec<(u32, Msi)>>,
+    /// Interrupt messages that KVM did not take.
+    pub lost_messages: Counter,
+}
+
+impl KvmVm {
+    pub(super) fn new(kvm: &Kvm, irqchip: Irqchip) -> Result<KvmVm> {
+        let fd = kvm.create_vm().doing(Why::Host, || "create a VM")?;
+        // Only Intel processors need it; it costs two short calls.
+        fd.set_tss_address(usize::try_from(layout::TSS).unwrap_or(0))
+            .doing(Why::Host, || "set the TSS address")?;
+        match irqchip {
+            Irqchip::Split => {
+                let cap = kvm_enable_cap {
+                    cap: KVM_CAP_SPLIT_IRQCHIP,
+                    args: [u64::from(layout::IOAPIC_PINS_MAX), 0, 0, 0],
+                    ..Default::default()
+                };
+                fd.enable_cap(&cap).doing(Why::Unsupported, || "split the interrupt controllers")?;
+            }
+            Irqchip::Full => {
+                fd.create_irq_chip().doing(Why::Host, || "create the interrupt controllers")?;
+                let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+                fd.create_pit2(pit).doing(Why::Host, || "create the PIT")?;
+            }
+        }
+        Ok(KvmVm {
+            fd,
+            cpuid: OnceLock::new(),
+            ring: OnceLock::new(),
+            routes: Mutex::default(),
+            lost_messages: Counter::default(),
+        })
+    }
+
+    /// Sets what CPUID is made from, before the first vCPU.
+    pub fn set_cpuid(&self, supported: CpuId) {
+        let _ = self.cpuid.set(supported);
+    }
+}
+
+impl Vm for KvmVm {
+    fn map(&self, slot: u32, piece: Piece) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: piece.guest,
+            memory_size: piece.len,
+            userspace_addr: piece.host,
+        };
+        // SAFETY: the piece comes from `Memory`, whose mapping outlives the VM: both belong to the machine, which
+        // drops the VM first.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .doing(Why::Host, || format!("give the guest {} MiB at {:#x}", piece.len >> 20, piece.guest))
+    }
+
+    fn vcpu(&self, id: u32, count: u32) -> Result<Box<dyn Vcpu>> {
+        let doing = || format!("create vCPU {id}");
+        let fd = self.fd.create_vcpu(u64::from(id)).doing(Why::Host, doing)?;
+        if let Some(supported) = self.cpuid.get() {
+            let cpuid = arch::cpuid::tailor(supported, id, count)
+                .map_err(|cause| Fail::new(Why::Host, doing()).because(format!("{cause:?}")))?;
+            fd.set_cpuid2(&cpuid).doing(Why::Host, || format!("set CPUID of vCPU {id}"))?;
+        }
+        Ok(Box::new(KvmVcpu::new(id, fd, |fd| self.share_ring(fd))?))
+    }
+
+    fn messages(self: Arc<Self>) -> Arc<dyn Messages> {
+        self
+    }
+
+    fn set_line(&self, gsi: u32, high: bool) {
+        if self.fd.set_irq_line(gsi, high).is_err() {
+            self.lost_messages.add(1);
+        }
+    }
+
+    fn ring_on_write(&self, address: u64, data: u32, doorbell: BorrowedFd<'_>) -> Result<()> {
+        let request = kvm_ioeventfd {
+            datamatch: u64::from(data),
+            addr: address,
+            len: 4,
+            fd: doorbell.as_raw_fd(),
+            flags: 1 << kvm_ioeventfd_flag_nr_datamatch,
+            ..Default::default()
+        };
+        // KVM_IOEVENTFD through the raw call: kvm-ioctls wants an owned EventFd, and the doorbell is the engine's.
+        // SAFETY: the descriptor is a VM's, and KVM reads one `kvm_ioeventfd` from the pointer.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_IOEVENTFD, &raw const request) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+            .doing(Why::Host, || format!("wire the doorbell at {address:#x}"))
+    }
+
+    fn delay_writes(&self, space: Space, address: u64, len: u32) -> Result<()> {
+        self.fd
+            .register_coalesced_mmio(location(space, address), len)
+            .doing(Why::Host, || format!("delay writes at {address:#x}"))
+    }
+
+    fn hear_writes(&self, space: Space, address: u64, len: u32) -> Result<()> {
+        self.fd
+            .unregister_coalesced_mmio(location(space, address), len)
+            .doing(Why::Host, || format!("hear writes at {address:#x}"))
+    }
+
+    fn late_writes(&self, take: &mut dyn FnMut(Space, u64, &[u8])) {
+        let Some(ring) = self.ring.get() else { return };
+        let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(write) = ring.pop() {
+            take(write.space, write.address, write.data());
+        }
+    }
+}
+
+fn location(space: Space, address: u64) -> IoEventAddress {
+    match space {
+        Space::Port => IoEventAddress::Pio(address),
+        Space::Memory => IoEventAddress::Mmio(address),
+    }
+}
+
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)` (`include/uapi/linux/kvm.h`).
+const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
+
+impl KvmVm {
+    fn share_ring(&self, vcpu: &kvm_ioctls::VcpuFd) -> Result<()> {
+        if self.ring.get().is_none() {
+            let ring = Ring::map(vcpu).doing(Why::Host, || "map the ring of delayed writes")?;
+            let _ = self.ring.set(Mutex::new(ring));
+        }
+        Ok(())
+    }
+}
+
+impl Messages for KvmVm {
+    fn send(&self, msi: Msi) {
+        let [low, high] = halves(msi.address);
+        let request = kvm_msi { address_lo: low, address_hi: high, data: msi.data, ..Default::default() };
+        if self.fd.signal_msi(request).is_err() {
+            self.lost_messages.add(1);
+        }
+    }
+
+    fn watch(&self, pin: u32, msi: Option<Msi>) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = routes.clone();
+        routes.retain(|(gsi, _)| *gsi != pin);
+        routes.extend(msi.map(|msi| (pin, msi)));
+        // A routing change waits for a grace period of the kernel: only when something changed.
+        if *routes == before {
+            return;
+        }
+        let entries: Vec<_> = routes.iter().map(|(gsi, msi)| route(*gsi, *msi)).collect();
+        let set = KvmIrqRouting::from_entries(&entries).map(|table| self.fd.set_gsi_routing(&table));
+        if !matches!(set, Ok(Ok(()))) {
+            self.lost_messages.add(1);
+        }
+    }
+}
+
+fn route(gsi: u32, msi: Msi) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    [entry.u.msi.address_lo, entry.u.msi.address_hi] = halves(msi.address);
+    entry.u.msi.data = msi.data;
+    entry
+}
+
+fn halves(address: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = address.to_le_bytes();
+    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
+}

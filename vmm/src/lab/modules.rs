@@ -1,0 +1,187 @@
+//! Kernel modules: found in a module tree by name, with what they depend on, in the order to load them.
+//!
+//! Dependencies are read from the modules themselves (the `depends` and `softdep` entries of their `.modinfo`), so
+//! a tree that was only unpacked will do: no `depmod` has to have run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use base::{Doing, Fail, Result, Why};
+
+/// The modules of a kernel: `/lib/modules/RELEASE`.
+pub struct Tree {
+    files: BTreeMap<String, PathBuf>,
+    builtin: BTreeSet<String>,
+}
+
+/// A module to load.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Its name, as `lsmod` has it.
+    pub name: String,
+    /// The file, unpacked.
+    pub content: Vec<u8>,
+}
+
+/// Names have underscores where files may have hyphens.
+fn name_of(file: &str) -> Option<String> {
+    let (name, end) = file.split_once(".ko")?;
+    matches!(end, "" | ".gz" | ".xz" | ".zst").then(|| name.replace('-', "_"))
+}
+
+impl Tree {
+    /// Looks through the tree at `root`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn open(root: &Path) -> Result<Tree> {
+        let mut tree = Tree { files: BTreeMap::new(), builtin: BTreeSet::new() };
+        let mut dirs = vec![root.join("kernel")];
+        while let Some(dir) = dirs.pop() {
+            let reading = || format!("read {}", dir.display());
+            for entry in fs::read_dir(&dir).doing(Why::Missing, reading)? {
+                let entry = entry.doing(Why::Host, reading)?;
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    dirs.push(entry.path());
+                } else if let Some(name) = entry.file_name().to_str().and_then(name_of) {
+                    tree.files.insert(name, entry.path());
+                }
+            }
+        }
+        let list = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
+        let names = list.lines().filter_map(|line| name_of(line.rsplit('/').next()?));
+        tree.builtin.extend(names);
+        Ok(tree)
+    }
+
+    /// Adds the module `name` and what it depends on to `order`, unless they are there or built in.
+    ///
+    /// # Errors
+    /// There is no such module, or one cannot be read.
+    pub fn add(&self, name: &str, order: &mut Vec<Module>) -> Result<()> {
+        self.add_below(name, order, &mut BTreeSet::new())
+    }
+
+    fn add_below(&self, name: &str, order: &mut Vec<Module>, above: &mut BTreeSet<String>) -> Result<()> {
+        let loading = || format!("load kernel module {name}");
+        let known = order.iter().any(|module| module.name == name) || self.builtin.contains(name);
+        if known || !above.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let path = self
+            .files
+            .get(name)
+            .ok_or_else(|| Fail::new(Why::Missing, loading()).because("the kernel has no such module"))?;
+        let content = unpack(path).doing(Why::Invalid, || format!("read {}", path.display()))?;
+        for needed in words(&content, "depends=").split(',').filter(|word| !word.is_empty()) {
+            self.add_below(&needed.replace('-', "_"), order, above)?;
+        }
+        // Soft: better with it, good without it.
+        let soft = words(&content, "softdep=pre:");
+        for wished in soft.split_ascii_whitespace().take_while(|word| *word != "post:") {
+            let _ = self.add_below(&wished.replace('-', "_"), order, above);
+        }
+        let content = unsigned(content);
+        order.push(Module { name: name.to_owned(), content });
+        Ok(())
+    }
+}
+
+/// The value of an entry in a module's `.modinfo`: strings that each end with a zero byte. Never the first, which is
+/// the licence.
+fn words<'a>(module: &'a [u8], key: &str) -> &'a str {
+    let mut entries = module.split(|byte| *byte == 0).skip(1);
+    let value = entries.find_map(|entry| entry.strip_prefix(key.as_bytes())).unwrap_or_default();
+    std::str::from_utf8(value).unwrap_or_default()
+}
+
+/// The module without the signature at its end: an emulated CPU spends most of a load on verifying it. The kernel notes
+/// that it is missing, and loads the module all the same. The form is that of Linux, `scripts/sign-file.c`: signature,
+/// 12 bytes of which the last four are its length, and the words.
+fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
+    let body = module.strip_suffix(b"~Module signature appended~\n").and_then(<[u8]>::split_last_chunk::<12>);
+    if let Some((body, [.., a, b, c, d])) = body {
+        let signature = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
+        let length = body.len().saturating_sub(signature);
+        module.truncate(length);
+    }
+    module
+}
+
+fn unpack(path: &Path) -> std::io::Result<Vec<u8>> {
+    let bytes = fs::read(path)?;
+    let mut unpacked = Vec::new();
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("gz") => flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut unpacked)?,
+        Some("xz") => lzma_rust2::XzReader::new(bytes.as_slice(), true).read_to_end(&mut unpacked)?,
+        Some("zst") => ruzstd::decoding::StreamingDecoder::new(bytes.as_slice())
+            .map_err(std::io::Error::other)?
+            .read_to_end(&mut unpacked)?,
+        _ => return Ok(bytes),
+    };
+    Ok(unpacked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, Tree) {
+        let root = tempfile::tempdir().unwrap();
+        for (name, modinfo) in files {
+            let path = root.path().join("kernel").join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let content = format!(
+                "\x7fELF depends on nothing\0license=GPL\0{}\0vermagic=6\0",
+                modinfo.replace('|', "\0")
+            );
+            if name.ends_with(".gz") {
+                let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                packed.write_all(content.as_bytes()).unwrap();
+                fs::write(path, packed.finish().unwrap()).unwrap();
+            } else {
+                fs::write(path, content).unwrap();
+            }
+        }
+        fs::write(root.path().join("modules.builtin"), "kernel/lib/crc16.ko\n").unwrap();
+        let tree = Tree::open(root.path()).unwrap();
+        (root, tree)
+    }
+
+    fn order(tree: &Tree, names: &[&str]) -> Result<Vec<String>> {
+        let mut order = Vec::new();
+        names.iter().try_for_each(|name| tree.add(name, &mut order))?;
+        Ok(order.into_iter().map(|module| module.name).collect())
+    }
+
+    #[test]
+    fn signatures_are_cut_off() {
+        let end = b"~Module signature appended~\n";
+        let signed = [&b"module"[..], b"SIGNATURE", &[0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 9], end].concat();
+        assert_eq!(unsigned(signed), b"module");
+        assert_eq!(unsigned(b"module".to_vec()), b"module");
+        assert_eq!(unsigned(end.to_vec()), end);
+    }
+
+    #[test]
+    fn what_a_module_needs_comes_before_it_and_once() {
+        let (_root, tree) = tree(&[
+            ("fs/ext4.ko", "depends=jbd2,crc16|softdep=pre: crypto-crc32c post: other"),
+            ("fs/jbd2.ko.gz", "depends=base-one"),
+            ("a/base_one.ko", "depends="),
+            ("a/b/kvm-amd.ko", "depends=base-one"),
+            ("loop/a1.ko", "depends=a2"),
+            ("loop/a2.ko", "depends=a1"),
+        ]);
+        assert_eq!(
+            order(&tree, &["ext4", "kvm_amd", "crc16"]).unwrap(),
+            ["base_one", "jbd2", "ext4", "kvm_amd"]
+        );
+        assert_eq!(order(&tree, &["a1"]).unwrap(), ["a2", "a1"], "a circle ends");
+        let fail = order(&tree, &["absent"]).unwrap_err();
+        assert_eq!(fail.to_string(), "load kernel module absent: the kernel has no such module");
+    }
+}

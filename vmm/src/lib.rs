@@ -1,0 +1,14 @@
+//! mayfly: a hypervisor for virtual machines that live for a test.
+
+pub mod accel;
+pub mod builtin;
+pub mod cli;
+pub mod doctor;
+pub mod host;
+pub mod hv;
+pub mod lab;
+pub mod log;
+pub mod machine;
+pub mod outcome;
+pub mod plan;
+pub mod terminal;

@@ -1,0 +1,186 @@
+//! Control: waits for the first thing that ends a run, and says what it was.
+//!
+//! It lives on the main thread's lane. vCPUs and lanes tell it, it waits for nobody.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use base::bus::Effect;
+use base::lane::{Context, Interest, Lane, LaneHandle, Work};
+use base::sys::signals;
+use base::{Doing, Fail, Result, Why};
+
+use super::board::{Board, Leave};
+use crate::outcome::End;
+use crate::plan::Period;
+
+/// Signals that end a run in an orderly way.
+pub const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+const DEADLINE: u32 = 1;
+const SIGNALS: u32 = 2;
+
+/// The time a run may take, and when that is over. A guest that is restarted goes on with the same clock.
+pub type Deadline = (Period, Instant);
+
+/// The main thread's lane and the ends that were reported.
+pub struct Control {
+    lane: Lane,
+    ends: Receiver<End>,
+    /// The way in, for vCPUs and devices.
+    pub reports: Reports,
+}
+
+/// Where a thread reports that the run has ended.
+#[derive(Clone)]
+pub struct Reports {
+    ends: Sender<End>,
+    /// The lane on which control, and the waiting work of chips, lives.
+    pub lane: LaneHandle,
+}
+
+impl Reports {
+    /// Tells control; the first end counts.
+    pub fn end(&self, end: End) {
+        // Control is gone only when the run is over, and then nobody needs to know.
+        let _ = self.ends.send(end);
+        self.lane.report(Effect::None);
+    }
+}
+
+impl Control {
+    /// Takes the ending signals and starts the clock. To be called before any other thread starts: threads inherit
+    /// which signals are blocked.
+    ///
+    /// # Errors
+    /// The host is out of file descriptors.
+    pub fn new(deadline: Option<Deadline>) -> Result<Control> {
+        let doing = || "set up the control loop";
+        let (ends, ended) = channel();
+        let obeyed = ends.clone();
+        let (lane, handle) = Lane::new(move |effect| {
+            if let Some(end) = end_of(effect) {
+                let _ = obeyed.send(end);
+            }
+        })
+        .doing(Why::Host, doing)?;
+        let signals = signals::divert(&signals::heeded(&ENDING)).doing(Why::Host, doing)?;
+        let reports = Reports { ends, lane: handle };
+        reports.lane.adopt(Overseer { signals, deadline, ends: reports.ends.clone() });
+        Ok(Control { lane, ends: ended, reports })
+    }
+
+    /// Serves the lane until something ends the run. From then on the ending signals end the process at once, so that
+    /// an operator who asks twice does not wait for a host that is stuck.
+    pub fn wait(&mut self) -> End {
+        let end = loop {
+            if let Ok(end) = self.ends.try_recv() {
+                break end;
+            }
+            self.lane.turn(None);
+        };
+        crate::terminal::restore();
+        signals::unblock(&ENDING);
+        self.last_word(end)
+    }
+
+    /// A reset may be the beginning of another life: what came with it from the operator or the host counts more.
+    fn last_word(&self, end: End) -> End {
+        let weighty =
+            |end: &End| matches!(end, End::Quit | End::Signalled(_) | End::TimedOut(_) | End::HostError(_));
+        match end {
+            End::Reset => self.ends.try_iter().find(weighty).unwrap_or(End::Reset),
+            end => end,
+        }
+    }
+}
+
+/// What an effect means for the run; `None`: nothing.
+pub fn end_of(effect: Effect) -> Option<End> {
+    Some(match effect {
+        Effect::None => return None,
+        Effect::Reset => End::Reset,
+        Effect::Off => End::PoweredOff,
+        Effect::Exit(code) => End::DebugExit(code),
+        Effect::Panicked => End::Panicked { evidence: "its panic notifier said so".to_owned() },
+        Effect::Quit => End::Quit,
+        Effect::Broken(why) => End::HostError(Fail::new(Why::Host, "run the guest").because(why)),
+    })
+}
+
+/// What the end of a vCPU's loop means for the run; `None`: it left because the run is over.
+pub fn end_of_vcpu(leave: Leave, whereabouts: impl FnOnce() -> String) -> Option<End> {
+    let crashed = |what: &str| Some(End::Crashed { detail: format!("{what}, {}", whereabouts()) });
+    match leave {
+        Leave::Effect(effect) => end_of(effect),
+        Leave::TripleFault => crashed("triple fault"),
+        Leave::Halted => crashed("halted with nothing that could wake it"),
+        Leave::Stuck(why) => crashed(&why),
+        Leave::Over => None,
+    }
+}
+
+/// Takes delayed writes where no exit follows them: a guest that prints and then idles in the kernel's arms. Looks
+/// often while there are some, and once a second in the long run.
+struct Gleaner {
+    board: Arc<Board>,
+    seen: u64,
+    pause: Duration,
+}
+
+const SHORTEST: Duration = Duration::from_millis(10);
+const LONGEST: Duration = Duration::from_secs(1);
+
+impl Control {
+    /// Has delayed writes of `board` taken even when no exit follows them.
+    pub fn glean(&self, board: Arc<Board>) {
+        self.reports.lane.adopt(Gleaner { board, seen: 0, pause: SHORTEST });
+    }
+}
+
+impl Work for Gleaner {
+    fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
+        ctx.arm(DEADLINE, self.pause);
+        Effect::None
+    }
+
+    fn ready(&mut self, _: u32, ctx: &mut Context<'_>) -> Effect {
+        let effect = self.board.take_late_writes();
+        let seen = self.board.late.get();
+        self.pause = if seen == self.seen { (self.pause * 2).min(LONGEST) } else { SHORTEST };
+        self.seen = seen;
+        ctx.arm(DEADLINE, self.pause);
+        effect
+    }
+}
+
+/// Watches the clock and the signals.
+struct Overseer {
+    signals: OwnedFd,
+    deadline: Option<Deadline>,
+    ends: Sender<End>,
+}
+
+impl Work for Overseer {
+    fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
+        if let Some((_, end)) = self.deadline {
+            ctx.arm(DEADLINE, end.saturating_duration_since(Instant::now()));
+        }
+        match ctx.watch(&self.signals, SIGNALS, Interest::Readable) {
+            Ok(()) => Effect::None,
+            Err(cause) => Effect::Broken(format!("watch for signals: {cause}")),
+        }
+    }
+
+    fn ready(&mut self, token: u32, _: &mut Context<'_>) -> Effect {
+        let end = match (token, self.deadline) {
+            (DEADLINE, Some((limit, _))) => Some(End::TimedOut(limit)),
+            _ => signals::next(&self.signals).map(End::Signalled),
+        };
+        if let Some(end) = end {
+            let _ = self.ends.send(end);
+        }
+        Effect::None
+    }
+}

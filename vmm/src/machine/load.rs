@@ -1,0 +1,70 @@
+//! What stands in RAM before the first instruction, for this plan.
+
+use arch::layout;
+use base::memory::Memory;
+use base::node::Node;
+use base::{Doing, Result, Why, ports};
+use boot::initrd::Part;
+use boot::kernel::Kernel;
+use boot::{Loading, Start, acpi};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::plan::{Accel, Initrd, Irqchip, KernelMemory, Plan, Protocol};
+
+/// Hardware ID of a CMOS real-time clock.
+const RTC: &str = "PNP0B00";
+
+/// Fills RAM; where the boot processor begins.
+///
+/// # Errors
+/// As `boot::place`.
+pub fn load(plan: &Plan, kernel: &Kernel, nodes: &[Node], pins: u32, memory: &Memory) -> Result<Start> {
+    let initrd = plan.initrd.iter().map(part).collect::<Result<Vec<_>>>()?;
+    let cmdline = plan.cmdline.text();
+    let start = boot::place(
+        &boot::Plan {
+            kernel,
+            initrd: &initrd,
+            cmdline: &cmdline,
+            protocol: match plan.protocol {
+                Protocol::Auto => boot::Protocol::Auto,
+                Protocol::Linux => boot::Protocol::Linux,
+                Protocol::Pvh => boot::Protocol::Pvh,
+            },
+            loading: match (plan.kernel_memory, plan.accel) {
+                (KernelMemory::Mapped, _) | (KernelMemory::Auto, Accel::Unchecked) => Loading::Map,
+                (KernelMemory::Copied | KernelMemory::Auto, _) => Loading::Copy,
+            },
+            machine: acpi::Machine {
+                cpus: plan.cpus,
+                nodes,
+                sleep_port: ports::SLEEP_CONTROL,
+                reset_port: ports::RESET,
+                reset_value: ports::RESET_VALUE,
+                ioapic_pins: pins,
+                full_irqchip: plan.irqchip == Irqchip::Full,
+                rtc: nodes.iter().any(|node| node.hid == RTC),
+            },
+        },
+        memory,
+    )?;
+    let long = matches!(start, Start::Linux64 { .. });
+    let write = |bytes: &[u8], at| {
+        memory
+            .ram()
+            .write_slice(bytes, GuestAddress(at))
+            .doing(Why::Invalid, || "write the first page tables")
+    };
+    write(&arch::registers::gdt(long), layout::GDT)?;
+    if long {
+        write(&arch::paging::identity(), layout::PAGE_TABLES)?;
+    }
+    Ok(start)
+}
+
+fn part(initrd: &Initrd) -> Result<Part> {
+    Ok(match initrd {
+        Initrd::File(path) => Part::File(path.clone()),
+        Initrd::Builtin => Part::Bytes(crate::builtin::initrd()?),
+    })
+}

@@ -1,0 +1,160 @@
+//! The machine: from a plan to its outcome.
+
+mod assemble;
+mod board;
+mod control;
+mod lazy;
+mod load;
+mod scout;
+mod vcpu;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use base::clock::HostClock;
+use base::host::Host;
+use base::lane::LaneHandle;
+use base::memory::Memory;
+use base::{Doing, Result, Why};
+use boot::kernel::{self, Kernel};
+use devices::catalog::Finish;
+
+use self::assemble::{Assembled, Site, assemble};
+use self::board::Board;
+use self::control::Control;
+use self::load::load;
+pub use self::scout::Scout;
+use self::vcpu::Running;
+use crate::host::LinuxHost;
+use crate::hv::{Kind, Vcpu, Vm};
+use crate::outcome::{End, Ram, Report, Times};
+use crate::plan::{OnReset, Plan};
+
+/// Runs the machine of `plan` until it ends. `scout` was sent ahead, `started` is when the process began.
+///
+/// # Errors
+/// The machine could not be started. What goes wrong later is a [`Report`] too.
+pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
+    // A time that no clock can hold is no limit.
+    let deadline =
+        plan.timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit.duration())?)));
+    let hypervisor = scout.hypervisor()?;
+    let mut cpuid = None;
+    loop {
+        // A host for each life: the standard streams are handed out once.
+        let host = LinuxHost::default();
+        let control = Control::new(deadline)?;
+        let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
+            .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
+        let kernel = Kernel::open(&kernel::locate(&plan.kernel)?)?;
+        let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
+        let known = match cpuid.take() {
+            Some(known) => known,
+            None => scout.cpuid()?,
+        };
+        vm.set_cpuid(cpuid.insert(known).clone());
+        let machine = Machine::build(plan, vm, memory, &kernel, &host, control)?;
+        let report = machine.run(plan, Some(scout), started);
+        if !(matches!(report.end, End::Reset) && plan.on_reset == OnReset::Restart) {
+            return Ok(report);
+        }
+    }
+}
+
+/// How long the host may take nothing of the guest's last output before it is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The same, when the operator wants the end now.
+const HASTE: Duration = Duration::from_millis(200);
+
+/// A machine about to run.
+struct Machine {
+    board: Arc<Board>,
+    memory: Memory,
+    control: Control,
+    vcpus: Vec<Box<dyn Vcpu>>,
+    finishes: Vec<Finish>,
+    lane: Option<LaneHandle>,
+}
+
+impl Machine {
+    fn build(
+        plan: &Plan,
+        vm: Arc<dyn Vm>,
+        memory: Memory,
+        kernel: &Kernel,
+        host: &dyn Host,
+        control: Control,
+    ) -> Result<Machine> {
+        for (slot, piece) in (0..).zip(memory.pieces()) {
+            vm.map(slot, piece)?;
+        }
+        let site = Site {
+            vm: vm.clone(),
+            memory: &memory,
+            host,
+            clock: Arc::new(HostClock::default()),
+            reports: &control.reports,
+        };
+        let Assembled { board, nodes, pins, finishes, lane } = assemble(plan, &site)?;
+        let start = load(plan, kernel, &nodes, pins, &memory)?;
+        let mut vcpus = (0..plan.cpus).map(|id| vm.vcpu(id, plan.cpus)).collect::<Result<Vec<_>>>()?;
+        if let Some(first) = vcpus.first_mut() {
+            first.start_at(&start)?;
+        }
+        let board = Arc::new(board);
+        control.glean(board.clone());
+        Ok(Machine { board, memory, control, vcpus, finishes, lane })
+    }
+
+    fn run(mut self, plan: &Plan, scout: Option<&Scout>, started: Instant) -> Report {
+        let first_instruction = started.elapsed();
+        let end = self.live(scout);
+        let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        Report {
+            end: end.explained_by(&watch),
+            accel: plan.accel,
+            cpus: plan.cpus,
+            times: Times { first_instruction, end: started.elapsed() },
+            exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
+            memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
+            mid_line: watch.mid_line(),
+        }
+    }
+
+    /// Runs the vCPUs until the first end, then brings everything to rest: no thread touches guest memory or a file
+    /// of the host any more, and what the guest printed is out.
+    fn live(&mut self, scout: Option<&Scout>) -> End {
+        let mut running = Vec::new();
+        let mut refused = None;
+        for (id, vcpu) in (0..).zip(std::mem::take(&mut self.vcpus)) {
+            match Running::start(id, vcpu, self.board.clone(), self.control.reports.clone(), scout) {
+                Ok(vcpu) => running.push(vcpu),
+                Err(fail) => refused = Some(End::HostError(fail)),
+            }
+        }
+        let end = refused.unwrap_or_else(|| self.control.wait());
+        self.board.over.store(true, Ordering::SeqCst);
+        running.into_iter().for_each(Running::stop);
+        self.board.take_late_writes();
+        if let Some(lane) = self.lane.take() {
+            lane.stop();
+        }
+        let patience = match end {
+            End::Quit | End::Signalled(_) | End::TimedOut(_) => HASTE,
+            _ => PATIENCE,
+        };
+        let lost =
+            std::mem::take(&mut self.finishes).into_iter().filter_map(|finish| finish(patience).err()).last();
+        // Output that nobody takes is worth an error only where nothing worse has happened.
+        match (end, lost) {
+            (End::PoweredOff | End::Reset | End::DebugExit(0), Some(fail)) => End::HostError(fail),
+            (end, _) => end,
+        }
+    }
+}
+
+#[cfg(test)]
+mod board_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,375 @@
+//! The outcome of a run: how it ended, what it cost, and the exit code that says so.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use base::{Fail, Why};
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use crate::plan::{Accel, Period};
+
+/// Exit codes of `mayfly run`, besides the guest's own (debug-exit) and 128 + N for signal N.
+pub mod code {
+    /// The guest powered off, or reset.
+    pub const DONE: u8 = 0;
+    /// The command line or the plan makes no sense.
+    pub const USAGE: u8 = 2;
+    /// The guest's kernel panicked.
+    pub const PANICKED: u8 = 120;
+    /// The guest ended in a way that no guest means to: a triple fault, an instruction KVM cannot run.
+    pub const CRASHED: u8 = 122;
+    /// The host or mayfly failed while the guest ran.
+    pub const HOST: u8 = 123;
+    /// The time was up.
+    pub const TIMED_OUT: u8 = 124;
+    /// The machine could not be started.
+    pub const NOT_STARTED: u8 = 125;
+    /// The operator ended it (`Ctrl-a x`): as after `Ctrl-c`, 128 + SIGINT.
+    pub const QUIT: u8 = 130;
+}
+
+/// The exit code of a failure before the guest's first instruction.
+pub fn code_before_start(fail: &Fail) -> u8 {
+    if fail.why == Why::Usage { code::USAGE } else { code::NOT_STARTED }
+}
+
+/// The moment from which a run's times count: the first call, which `main` makes.
+pub fn process_start() -> Instant {
+    static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now)
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum End {
+    /// The guest powered off.
+    PoweredOff,
+    /// The guest asked for a reset, and resets end the run.
+    Reset,
+    /// The guest wrote this to a debug-exit port.
+    DebugExit(u8),
+    /// The guest's kernel panicked.
+    Panicked {
+        /// How that is known: `pvpanic`, or the line on the console.
+        evidence: String,
+    },
+    /// The guest ended as no guest means to.
+    Crashed {
+        /// What happened, and where.
+        detail: String,
+    },
+    /// The time was up.
+    TimedOut(Period),
+    /// The operator ended it.
+    Quit,
+    /// A signal ended it.
+    Signalled(i32),
+    /// The host or mayfly itself failed.
+    HostError(Fail),
+}
+
+impl End {
+    /// A panic that the console knows of explains a reset or a crash: with `panic=-1` a Linux guest resets after
+    /// its last words, without a sign that the machine could see.
+    #[must_use]
+    pub fn explained_by(self, console: &Watch) -> End {
+        match (self, console.panic()) {
+            (End::Reset | End::Crashed { .. }, Some(evidence)) => End::Panicked { evidence },
+            (end, _) => end,
+        }
+    }
+
+    /// Its name in the result object.
+    pub fn name(&self) -> &'static str {
+        match self {
+            End::PoweredOff => "powered-off",
+            End::Reset => "reset",
+            End::DebugExit(_) => "debug-exit",
+            End::Panicked { .. } => "panicked",
+            End::Crashed { .. } => "crashed",
+            End::TimedOut(_) => "timed-out",
+            End::Quit => "quit",
+            End::Signalled(_) => "signalled",
+            End::HostError(_) => "host-error",
+        }
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            End::PoweredOff | End::Reset => code::DONE,
+            End::DebugExit(value) => *value,
+            End::Panicked { .. } => code::PANICKED,
+            End::Crashed { .. } => code::CRASHED,
+            End::TimedOut(_) => code::TIMED_OUT,
+            End::Quit => code::QUIT,
+            End::Signalled(signal) => u8::try_from(*signal).unwrap_or(0x7f).saturating_add(128),
+            End::HostError(_) => code::HOST,
+        }
+    }
+
+    /// What the operator has to be told about it; nothing where the guest or the operator ended the run on purpose.
+    pub fn complaint(&self) -> Option<Fail> {
+        let because = |why, cause: String| Some(Fail::new(why, "run the guest").because(cause));
+        match self {
+            End::PoweredOff | End::Reset | End::DebugExit(_) | End::Quit => None,
+            End::Panicked { evidence } => because(Why::Host, format!("its kernel panicked ({evidence})")),
+            End::Crashed { detail } => because(Why::Host, detail.clone()),
+            End::TimedOut(limit) => because(Why::Host, format!("it was still running after {limit}")),
+            End::Signalled(signal) => because(Why::Host, format!("signal {signal} ended the run")),
+            End::HostError(fail) => because(Why::Host, fail.summary())
+                .map(|told| fail.remedy().into_iter().fold(told, |told, hint| told.hint(hint))),
+        }
+    }
+}
+
+/// What a run came to. The machine fills it, `--json` prints it.
+#[derive(Debug)]
+pub struct Report {
+    /// How it ended.
+    pub end: End,
+    /// What ran the vCPUs: [`Accel::Kvm`], [`Accel::Emulated`] or [`Accel::Unchecked`].
+    pub accel: Accel,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// Times.
+    pub times: Times,
+    /// Exits to user space of all vCPUs, by kind.
+    pub exits: BTreeMap<&'static str, u64>,
+    /// RAM.
+    pub memory: Ram,
+    /// The console's last line is open: what is printed next to it needs a fresh line.
+    pub mid_line: bool,
+}
+
+/// Times of a run, from [`process_start`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// To the guest's first instruction.
+    pub first_instruction: Duration,
+    /// To the end of the guest.
+    pub end: Duration,
+}
+
+/// RAM of a run, in bytes.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Ram {
+    /// What the guest was given.
+    pub size: u64,
+    /// What of it was backed by host memory in the end.
+    pub touched: u64,
+}
+
+impl Serialize for Times {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let mut object = serializer.serialize_struct("Times", 2)?;
+        object.serialize_field("first_instruction", &millis(self.first_instruction))?;
+        object.serialize_field("end", &millis(self.end))?;
+        object.end()
+    }
+}
+
+/// The one-line result object: the same keys for every run, those that do not apply are null.
+#[derive(Serialize)]
+struct Line<'a> {
+    end: &'a str,
+    exit_code: u8,
+    error: Option<String>,
+    hint: Option<&'a str>,
+    accel: Option<Accel>,
+    cpus: Option<u32>,
+    times_ms: Option<Times>,
+    exits: Option<&'a BTreeMap<&'static str, u64>>,
+    memory_bytes: Option<Ram>,
+}
+
+impl Report {
+    /// The result object, on one line, without its newline.
+    pub fn json(&self) -> String {
+        let complaint = self.end.complaint();
+        line(&Line {
+            end: self.end.name(),
+            exit_code: self.end.exit_code(),
+            error: complaint.as_ref().map(Fail::summary),
+            hint: complaint.as_ref().and_then(Fail::remedy),
+            accel: Some(self.accel),
+            cpus: Some(self.cpus),
+            times_ms: Some(self.times),
+            exits: Some(&self.exits),
+            memory_bytes: Some(self.memory),
+        })
+    }
+}
+
+/// The result object of a run that came to nothing because of `fail`.
+pub fn json_before_start(fail: &Fail) -> String {
+    line(&Line {
+        end: "not-started",
+        exit_code: code_before_start(fail),
+        error: Some(fail.summary()),
+        hint: fail.remedy(),
+        accel: None,
+        cpus: None,
+        times_ms: None,
+        exits: None,
+        memory_bytes: None,
+    })
+}
+
+fn line(line: &Line<'_>) -> String {
+    // Strings and numbers only: there is nothing that JSON could not say.
+    serde_json::to_string(line).unwrap_or_default()
+}
+
+/// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
+/// the guest prints.
+#[derive(Clone, Default)]
+pub struct Watch {
+    line: Vec<u8>,
+    panic: Option<String>,
+    open: bool,
+}
+
+impl Watch {
+    /// Bytes of a line that are looked at; the rest of a longer one is not.
+    pub const LINE: usize = 256;
+    /// What Linux prints (`kernel/panic.c`), since 2.2 or so.
+    const WORDS: &[u8] = b"Kernel panic - not syncing";
+
+    /// Takes in what the guest printed.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let Some(last) = bytes.last() else { return };
+        self.open = *last != b'\n';
+        if self.panic.is_some() {
+            return;
+        }
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = match piece.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (piece, false),
+            };
+            let room = Self::LINE.saturating_sub(self.line.len());
+            self.line.extend(text.iter().take(room));
+            if ends {
+                self.panic = self.panic.take().or_else(|| last_words(&self.line));
+                self.line.clear();
+            }
+        }
+    }
+
+    /// The line with which the kernel panicked, printable. A line still open counts.
+    pub fn panic(&self) -> Option<String> {
+        self.panic.clone().or_else(|| last_words(&self.line))
+    }
+
+    /// Whether the last line is still open.
+    pub fn mid_line(&self) -> bool {
+        self.open
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("panic", &self.panic).field("open", &self.open).finish()
+    }
+}
+
+/// The words from where the panic begins, without what could command the operator's terminal.
+fn last_words(line: &[u8]) -> Option<String> {
+    let words = Watch::WORDS;
+    let at = line.windows(words.len()).position(|window| window == words)?;
+    let text = String::from_utf8_lossy(line.get(at..)?);
+    Some(text.chars().filter(|c| !c.is_control()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PANIC: &[u8] =
+        b"[    0.5] Kernel panic - not syncing: VFS: Unable to mount root\r\n[    0.6] CPU: 0\n";
+    const LINE: &str = "Kernel panic - not syncing: VFS: Unable to mount root";
+
+    #[test]
+    fn every_end_has_its_code() {
+        let fail = || Fail::new(Why::Host, "write disk0");
+        for (end, code, told) in [
+            (End::PoweredOff, 0, None),
+            (End::Reset, 0, None),
+            (End::DebugExit(33), 33, None),
+            (End::Panicked { evidence: "pvpanic".into() }, 120, Some("its kernel panicked (pvpanic)")),
+            (End::Crashed { detail: "triple fault at 0x10".into() }, 122, Some("triple fault at 0x10")),
+            (End::HostError(fail()), 123, Some("write disk0")),
+            (End::TimedOut("90s".parse().unwrap()), 124, Some("it was still running after 90s")),
+            (End::Quit, 130, None),
+            (End::Signalled(15), 143, Some("signal 15 ended the run")),
+        ] {
+            assert_eq!(end.exit_code(), code, "{end:?}");
+            let complaint = end.complaint().map(|fail| fail.to_string());
+            assert_eq!(complaint, told.map(|told| format!("run the guest: {told}")));
+        }
+        assert_eq!(code_before_start(&Fail::new(Why::Usage, "x")), 2);
+        assert_eq!(code_before_start(&Fail::new(Why::Missing, "x")), 125);
+    }
+
+    #[test]
+    fn a_panic_is_heard_however_the_bytes_arrive() {
+        for chunk in 1..PANIC.len() {
+            let mut watch = Watch::default();
+            PANIC.chunks(chunk).for_each(|bytes| watch.feed(bytes));
+            assert_eq!(watch.panic().as_deref(), Some(LINE), "in chunks of {chunk}");
+            assert!(!watch.mid_line());
+        }
+    }
+
+    #[test]
+    fn a_panic_explains_a_reset_but_not_a_poweroff() {
+        let mut watch = Watch::default();
+        watch.feed(&PANIC[..60]);
+        assert!(watch.mid_line());
+        assert_eq!(End::Reset.explained_by(&watch).exit_code(), 120);
+        assert_eq!(End::PoweredOff.explained_by(&watch).exit_code(), 0);
+        assert_eq!(End::Reset.explained_by(&Watch::default()).exit_code(), 0);
+    }
+
+    #[test]
+    fn what_a_guest_prints_is_bounded_and_harmless() {
+        let mut watch = Watch::default();
+        watch.feed(&[b'x'; 100_000]);
+        assert!(watch.line.capacity() <= 2 * Watch::LINE);
+        watch.feed(b"Kernel panic - not syncing: beyond the limit");
+        assert_eq!(watch.panic(), None);
+        watch.feed(b"\nKernel panic - not syncing: \x1b]0;owned\x07\xff\n");
+        assert_eq!(watch.panic().as_deref(), Some("Kernel panic - not syncing: ]0;owned\u{fffd}"));
+    }
+
+    #[test]
+    fn the_result_object_has_the_same_keys_always() {
+        let report = Report {
+            end: End::DebugExit(3),
+            accel: Accel::Kvm,
+            cpus: 1,
+            times: Times {
+                first_instruction: Duration::from_micros(1900),
+                end: Duration::from_micros(12345),
+            },
+            exits: BTreeMap::from([("io", 3)]),
+            memory: Ram { size: 1 << 20, touched: 4096 },
+            mid_line: false,
+        };
+        assert_eq!(
+            report.json(),
+            r#"{"end":"debug-exit","exit_code":3,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096}}"#
+        );
+        let early = json_before_start(&Fail::new(Why::Missing, "open k").hint("look"));
+        let keys = |text: &str| {
+            let object: serde_json::Map<_, _> = serde_json::from_str(text).unwrap();
+            object.keys().cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&early), keys(&report.json()));
+    }
+}

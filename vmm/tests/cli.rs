@@ -1,0 +1,167 @@
+//! The exact words for wrong and right inputs: each file in `resources/golden` is a session with the real binary.
+//!
+//! A line `$ mayfly ...` is a command; what follows is what it printed on standard error and output, and its exit
+//! code. `GOLDEN=write cargo test -p vmm --test cli` writes down what is printed now. What grows with the catalogue of
+//! devices is not in them, so that a new device changes no golden file.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+const NOBODY: u32 = 65534;
+
+/// A directory with the files that the sessions name.
+fn fixtures() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(dir.path().join("directory")).unwrap();
+    put("notes.txt", "Not a kernel, but a text about kernels.\n");
+    put("empty", "");
+    put("disk.img", &"\0".repeat(4096));
+    put("broken.json", "{ \"kernel\": \n");
+    put("unknown-key.json", "{\n  \"kernal\": \"vmlinuz\"\n}\n");
+    put("wrong-type.json", "{ \"kernel\": \"vmlinuz\", \"cpus\": \"four\" }\n");
+    put(
+        "good.json",
+        "{ \"kernel\": \"vmlinuz\", \"initrd\": [\"builtin\"], \"cpus\": 4, \"memory\": \"2G\" }\n",
+    );
+    put("secret", "not for everyone\n");
+    fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
+    dir
+}
+
+/// Runs a command line of a session. Not as root, whom nothing is refused.
+fn run(dir: &Path, words: &str) -> Output {
+    /// A child started while another thread still writes its copy would hold that copy open: it could not be run.
+    static COPYING: Mutex<()> = Mutex::new(());
+    let binary = dir.join("mayfly");
+    let turn = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !binary.exists() {
+        fs::copy(env!("CARGO_BIN_EXE_mayfly"), &binary).unwrap();
+    }
+    let mut command = Command::new(binary);
+    command.args(words.split_ascii_whitespace()).current_dir(dir).stdin(Stdio::null()).env_clear();
+    if rustix::process::geteuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(turn);
+    child.wait_with_output().unwrap()
+}
+
+/// A session as it goes now: the commands of `old`, with what they print.
+fn session(dir: &Path, old: &str) -> String {
+    let mut text = String::new();
+    for line in old.lines().filter(|line| line.starts_with("$ ") || line.starts_with('#')) {
+        text.push_str(&format!("{line}\n"));
+        let Some(words) = line.strip_prefix("$ mayfly") else { continue };
+        let output = run(dir, words);
+        for stream in [&output.stderr, &output.stdout] {
+            text.push_str(&String::from_utf8_lossy(stream));
+            if !text.ends_with('\n') {
+                text.push('\n');
+            }
+        }
+        text.push_str(&format!("exit code {}\n\n", output.status.code().unwrap()));
+    }
+    text
+}
+
+fn sessions() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../resources/golden");
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "txt"));
+    files.sort();
+    files
+}
+
+#[test]
+fn the_words_are_those_of_the_golden_files() {
+    let dir = fixtures();
+    let files = sessions();
+    assert!(!files.is_empty());
+    let mut wrong = String::new();
+    for file in files {
+        let old = fs::read_to_string(&file).unwrap();
+        let new = session(dir.path(), &old);
+        if std::env::var_os("GOLDEN").is_some_and(|value| value == "write") {
+            fs::write(&file, new).unwrap();
+            continue;
+        }
+        let (mut old, mut new) = (old.lines(), new.lines());
+        loop {
+            let pair = (old.next(), new.next());
+            if pair == (None, None) {
+                break;
+            }
+            if pair.0 != pair.1 {
+                let name = file.file_name().unwrap().display();
+                wrong += &format!("{name}: expected {:?}\n{name}: it prints {:?}\n", pair.0, pair.1);
+                break;
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "\n{wrong}GOLDEN=write cargo test -p vmm --test cli writes down the new words\n"
+    );
+}
+
+#[test]
+fn nothing_typed_gets_friendly_help() {
+    let dir = fixtures();
+    let output = run(dir.path(), "");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("Usage: mayfly") && told.contains("Start here"), "{told}");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_plan_written_down_is_the_same_plan() {
+    let dir = fixtures();
+    let first = run(dir.path(), "run --plan good.json --cmdline quiet --timeout 90s --dry-run");
+    assert_eq!(first.status.code(), Some(0), "{}", String::from_utf8_lossy(&first.stderr));
+    fs::write(dir.path().join("again.json"), &first.stdout).unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&first.stdout).unwrap();
+    assert_eq!(plan["cmdline"]["extend"], "quiet");
+    assert_eq!((&plan["cpus"], &plan["timeout"]), (&4.into(), &"90s".into()));
+    let second = run(dir.path(), "run --plan again.json --dry-run");
+    assert_eq!(String::from_utf8(first.stdout), String::from_utf8(second.stdout));
+}
+
+#[test]
+fn what_is_printed_about_mayfly_is_whole() {
+    let dir = fixtures();
+    for (words, contents) in [
+        ("completions bash", "--kernel"),
+        ("completions zsh", "--kernel"),
+        ("completions fish", "kernel"),
+        ("man", ".TH mayfly 1"),
+        ("man run", ".TH mayfly-run 1"),
+        ("run --help", "Exit codes:"),
+        ("--version", concat!("mayfly ", env!("CARGO_PKG_VERSION"))),
+    ] {
+        let output = run(dir.path(), words);
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.contains(contents), "{words}: {told}");
+        assert_eq!(output.status.code(), Some(0), "{words}");
+    }
+    let schema: serde_json::Value = serde_json::from_slice(&run(dir.path(), "schema").stdout).unwrap();
+    assert!(schema.pointer("/properties/kernel").is_some());
+    let doctor: serde_json::Value = serde_json::from_slice(&run(dir.path(), "doctor --json").stdout).unwrap();
+    assert_eq!(doctor.pointer("/checks/0/name").and_then(|name| name.as_str()), Some("kvm"));
+}
+
+#[test]
+fn a_failure_before_the_start_is_a_result_too() {
+    let dir = fixtures();
+    let output = run(dir.path(), "run --kernel vmlinuz --cpus 0 --json");
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(line["end"], "not-started");
+    assert_eq!(line["exit_code"], 2);
+    assert_eq!(line["error"], "give the machine 0 CPUs: it takes 1 to 64");
+}
