@@ -12,8 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Time for a script unless it says otherwise.
 pub const LIMIT: Duration = Duration::from_secs(120);
-/// Time for the ground itself to answer, beyond what the script may take: the emulated host has to start.
-const GRACE: Duration = Duration::from_secs(120);
+/// Time for the ground itself to start, beyond what its first script may take.
+const START: Duration = Duration::from_secs(120);
+/// Time for the ground itself to answer, beyond what a later script may take.
+const GRACE: Duration = Duration::from_secs(30);
 
 /// What came of a script.
 #[derive(Clone, Debug, Default)]
@@ -51,15 +53,24 @@ pub trait Ground {
     /// # Errors
     /// The ground is gone or does not answer; what the script itself does wrong is in the [`Output`].
     fn run(&mut self, dir: &Path, script: &str, limit: Duration) -> Result<Output, String>;
+    /// Why it runs scripts no more, if so.
+    fn lost(&self) -> Option<String>;
+    /// Starts it anew after a loss.
+    ///
+    /// # Errors
+    /// It does not start.
+    fn restart(&mut self) -> Result<(), String>;
 }
 
 /// A ground that is a shell.
 pub struct Shell {
     name: &'static str,
     options: &'static str,
+    command: Command,
     process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    answered: bool,
     broken: Option<String>,
 }
 
@@ -90,7 +101,7 @@ impl Shell {
             .map_err(|cause| format!("start {command:?}: {cause}"))?;
         let input = process.stdin.take();
         let output = BufReader::new(process.stdout.take().ok_or("no pipe from the shell")?);
-        Ok(Shell { name, options, process, input, output, broken: None })
+        Ok(Shell { name, options, command, process, input, output, answered: false, broken: None })
     }
 
     fn exchange(&mut self, dir: &Path, script: &str, limit: Duration) -> Result<Output, String> {
@@ -107,7 +118,7 @@ impl Shell {
             .write_all(order.as_bytes())
             .and_then(|()| input.flush())
             .map_err(|e| format!("tell the shell: {e}"))?;
-        let deadline = started + limit + GRACE;
+        let deadline = started + limit + if self.answered { GRACE } else { START };
         let mut head = String::new();
         // What the ground itself says before its answer is not ours.
         while !head.starts_with("@done ") {
@@ -121,6 +132,7 @@ impl Shell {
         self.output.read_exact(&mut output.stdout).map_err(|e| format!("read from the shell: {e}"))?;
         self.output.read_exact(&mut output.stderr).map_err(|e| format!("read from the shell: {e}"))?;
         output.took = started.elapsed();
+        self.answered = true;
         Ok(output)
     }
 
@@ -167,11 +179,20 @@ impl Ground for Shell {
             cause
         })
     }
+    fn lost(&self) -> Option<String> {
+        self.broken.clone()
+    }
+    fn restart(&mut self) -> Result<(), String> {
+        self.end();
+        let command = std::mem::replace(&mut self.command, Command::new("sh"));
+        *self = Shell::start(self.name, self.options, command)?;
+        Ok(())
+    }
 }
 
-impl Drop for Shell {
+impl Shell {
     /// The shell ends at the end of its input, and the emulated host with it; what does not end is ended.
-    fn drop(&mut self) {
+    fn end(&mut self) {
         drop(self.input.take());
         let patience = Instant::now() + Duration::from_secs(if self.broken.is_some() { 1 } else { 20 });
         while Instant::now() < patience {
@@ -182,6 +203,12 @@ impl Drop for Shell {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -245,5 +272,19 @@ mod tests {
                 "a short life is lost: it has ended"
             );
         }
+        assert!(ground.lost().is_some());
+    }
+
+    #[test]
+    fn a_ground_starts_anew_after_a_loss() {
+        let mut ground = Shell::local().unwrap();
+        assert!(
+            ground.run(Path::new("/"), "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)", LIMIT).is_err(),
+            "its shell is gone"
+        );
+        assert_eq!(ground.run(Path::new("/"), "echo here", LIMIT).unwrap_err(), ground.lost().unwrap());
+        ground.restart().unwrap();
+        assert_eq!(ground.run(Path::new("/"), "echo here", LIMIT).unwrap().text(), "here\n");
+        assert_eq!(ground.lost(), None);
     }
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use agent::server::{Options, Server};
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::mount::mount_move;
 use rustix::net::{AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink};
@@ -37,9 +39,24 @@ pub fn run() -> io::Result<()> {
         }
     }
     raise_loopback()?;
+    let _idle = idle_vm().map_err(|error| eprintln!("keep a VM open: {error}"));
     let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
     Server::new(port, Options { trampoline, init: true, sync: true, fresh: true })?.serve()?;
     Ok(())
+}
+
+/// A VM that is never run, kept open for as long as this host lives.
+///
+/// KVM patches the kernel's code whenever the number of VMs, or of local APICs that are switched off, leaves or reaches
+/// zero (the static keys `preempt_notifier_key` and `apic_sw_disabled`). QEMU before 8 may keep a translation of an
+/// instruction that is patched on another CPU meanwhile; that CPU then takes the same breakpoint for ever, and the host
+/// is lost. With this VM neither number is ever zero again.
+fn idle_vm() -> Result<(VmFd, VcpuFd), kvm_ioctls::Error> {
+    let vm = Kvm::new()?.create_vm()?;
+    // Local APICs in the kernel, 24 pins of an I/O APIC that is not.
+    vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, args: [24, 0, 0, 0], ..Default::default() })?;
+    let vcpu = vm.create_vcpu(0)?;
+    Ok((vm, vcpu))
 }
 
 /// Opens the port once the other side is there.
