@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use base::fail::why_of;
+use base::fail::{unreadable, why_of};
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use vm_memory::{Bytes, GuestAddress};
@@ -46,7 +46,7 @@ fn reading(path: &Path) -> String {
 
 fn open(path: &Path) -> Result<(Content<'_>, u64)> {
     let fail = |cause: &'static str| Fail::new(Why::Invalid, reading(path)).because(cause);
-    let told = |error: io::Error| Fail::new(why_of(&error), reading(path)).because(error);
+    let told = |error: io::Error| unreadable(reading(path), path, error);
     let about = fs::metadata(path).map_err(told)?;
     if about.is_dir() {
         return Err(fail("it is a directory").hint("pack it: (cd DIR && find . | cpio -o -H newc) > initrd"));
@@ -58,6 +58,14 @@ fn open(path: &Path) -> Result<(Content<'_>, u64)> {
         return Err(fail("it is empty"));
     }
     Ok((Content::File(path, File::open(path).map_err(told)?), about.len()))
+}
+
+/// Sees to it that the part in a file can be read, and reads nothing.
+///
+/// # Errors
+/// As [`place`] would fail on it.
+pub fn check(path: &Path) -> Result<()> {
+    open(path).map(drop)
 }
 
 /// Reads the parts into guest memory between `floor` and `ceiling` (the last address a byte may have), page-aligned

@@ -231,7 +231,7 @@ impl Plan {
     /// The file cannot be read, or [`Why::Usage`]: it is not a plan, an unknown key (the known ones are named).
     pub fn read(path: &Path) -> Result<Plan> {
         let doing = || format!("read the plan {}", path.display());
-        let text = std::fs::read(path).map_err(|e| Fail::new(base::fail::why_of(&e), doing()).because(e))?;
+        let text = std::fs::read(path).map_err(|e| base::fail::unreadable(doing(), path, e))?;
         serde_json::from_slice(&text)
             .doing(Why::Usage, doing)
             .map_err(|fail| fail.hint("`mayfly schema` prints what a plan may hold, `--dry-run` writes one"))

@@ -15,7 +15,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use base::fail::why_of;
+use base::fail::{unreadable, why_of};
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use linux_loader::loader::bootparam::setup_header;
@@ -83,16 +83,34 @@ pub(crate) struct Placed {
 /// # Errors
 /// There is no such path, or the directory holds no kernel.
 pub fn locate(path: &Path) -> Result<PathBuf> {
-    let about = fs::metadata(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+    let about = fs::metadata(path).map_err(|e| unreadable(opening(path), path, e))?;
     if !about.is_dir() {
         return Ok(path.to_owned());
     }
     let places = ["vmlinux", "arch/x86/boot/bzImage", "vmlinuz"];
     places.iter().map(|place| path.join(place)).find(|place| place.is_file()).ok_or_else(|| {
+        let installed = installed(path);
         Fail::new(Why::Missing, format!("find a kernel in {}", path.display()))
             .because(format!("it holds none of {}", places.join(", ")))
-            .hint("build the kernel there, or pass the image itself")
+            .hint(match installed.as_slice() {
+                [] => "build the kernel there, or pass the image itself".to_owned(),
+                images => format!("pass the image itself: {}", images.join(" or ")),
+            })
     })
+}
+
+/// Most images that a message names.
+const NAMED: usize = 8;
+
+/// The images in a directory that has them as /boot has: `vmlinuz-6.1.0-56-amd64`. The newest names come first.
+fn installed(dir: &Path) -> Vec<String> {
+    let names =
+        fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok());
+    let mut images: Vec<_> =
+        names.filter(|name| name.starts_with("vmlinuz-") || name.starts_with("vmlinux-")).collect();
+    images.sort_by(|a, b| b.cmp(a));
+    images.truncate(NAMED);
+    images.iter().map(|name| dir.join(name).display().to_string()).collect()
 }
 
 fn opening(path: &Path) -> String {
@@ -105,12 +123,12 @@ impl Kernel {
     /// # Errors
     /// The file cannot be opened, or is no kernel that boots here: the failure says what it is.
     pub fn open(path: &Path) -> Result<Kernel> {
-        let about = fs::metadata(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+        let about = fs::metadata(path).map_err(|e| unreadable(opening(path), path, e))?;
         // Opening a pipe would wait for its writer.
         if about.file_type().is_fifo() {
             return Err(Fail::new(Why::Invalid, opening(path)).because("it is a pipe, not a regular file"));
         }
-        let file = File::open(path).map_err(|e| Fail::new(why_of(&e), opening(path)).because(e))?;
+        let file = File::open(path).map_err(|e| unreadable(opening(path), path, e))?;
         let kernel = Kernel::read(path.display().to_string(), file)?;
         Ok(Kernel { path: Some(path.to_owned()), ..kernel })
     }

@@ -5,6 +5,8 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 /// A result that can be told to the operator.
 pub type Result<T, E = Fail> = std::result::Result<T, E>;
@@ -111,8 +113,8 @@ impl<T, E: Into<Box<dyn Error + Send + Sync>>> Doing<T> for std::result::Result<
 }
 
 /// The kind that fits an I/O error of the host.
-pub fn why_of(error: &std::io::Error) -> Why {
-    use std::io::ErrorKind as K;
+pub fn why_of(error: &io::Error) -> Why {
+    use io::ErrorKind as K;
     match error.kind() {
         K::NotFound => Why::Missing,
         K::PermissionDenied | K::ResourceBusy | K::ReadOnlyFilesystem | K::AddrInUse => Why::Denied,
@@ -120,6 +122,24 @@ pub fn why_of(error: &std::io::Error) -> Why {
         K::Unsupported => Why::Unsupported,
         _ => Why::Host,
     }
+}
+
+/// The failure to read the file at `path`, with the remedy where one is known. `doing` says what was being done, and
+/// names the file.
+pub fn unreadable(doing: impl Into<String>, path: &Path, cause: io::Error) -> Fail {
+    let hint = match cause.raw_os_error().unwrap_or(0) {
+        libc::ENOENT | libc::ENOTDIR => Some(match std::env::current_dir() {
+            Ok(here) if path.is_relative() => {
+                format!("check the name; it is looked for in {}", here.display())
+            }
+            _ => "check the name".to_owned(),
+        }),
+        libc::EACCES | libc::EPERM => Some(format!("make it readable: chmod a+r {}", path.display())),
+        libc::EISDIR => Some("name a file, not a directory".to_owned()),
+        _ => None,
+    };
+    let fail = Fail::new(why_of(&cause), doing).because(cause);
+    hint.into_iter().fold(fail, Fail::hint)
 }
 
 /// Something the guest did that the specification does not allow. Counted, never fatal to the VM.
@@ -159,5 +179,19 @@ mod tests {
             "open disk0 image /img/a.ext4 for writing: Permission denied\n  \
              hint: pass readonly=on, or make the file writable"
         );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_comes_with_the_remedy() {
+        let told = |path: &str, number| {
+            let cause = io::Error::from_raw_os_error(number);
+            unreadable(format!("open {path}"), Path::new(path), cause).to_string()
+        };
+        assert_eq!(told("/a", libc::ENOENT), "open /a: No such file or directory\n  hint: check the name");
+        let relative = told("a", libc::ENOENT);
+        assert!(relative.contains("hint: check the name; it is looked for in /"), "{relative}");
+        assert!(told("/a", libc::EACCES).ends_with("hint: make it readable: chmod a+r /a"));
+        assert!(told("/a", libc::EISDIR).ends_with("hint: name a file, not a directory"));
+        assert!(!told("/a", libc::EMFILE).contains("hint"));
     }
 }
