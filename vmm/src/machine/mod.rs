@@ -40,7 +40,6 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
     let deadline =
         plan.timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit.duration())?)));
     let hypervisor = scout.hypervisor()?;
-    let mut cpuid = None;
     loop {
         // A host for each life: the standard streams are handed out once.
         let host = LinuxHost::default();
@@ -49,11 +48,7 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
             .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
         let kernel = Kernel::open(&kernel::locate(&plan.kernel)?)?;
         let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
-        let known = match cpuid.take() {
-            Some(known) => known,
-            None => scout.cpuid()?,
-        };
-        vm.set_cpuid(cpuid.insert(known).clone());
+        vm.set_cpuid(scout.cpuid()?);
         let machine = Machine::build(plan, vm, memory, &kernel, &host, control)?;
         let report = machine.run(plan, Some(scout), started);
         if !(matches!(report.end, End::Reset) && plan.on_reset == OnReset::Restart) {

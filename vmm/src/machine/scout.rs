@@ -1,6 +1,7 @@
 //! The scout: the first vCPU's thread, sent ahead to ask KVM what takes long while the main thread reads the command
 //! line and the kernel.
 
+use std::cell::OnceCell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -21,8 +22,30 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// A thread that asks KVM first and runs jobs then.
 pub struct Scout {
     jobs: Sender<Job>,
-    hypervisor: Receiver<Result<Arc<Hypervisor>>>,
-    cpuid: Receiver<Result<CpuId>>,
+    hypervisor: Answer<Arc<Hypervisor>>,
+    cpuid: Answer<CpuId>,
+}
+
+/// What the thread finds out, once it has; kept for the next who asks.
+struct Answer<T> {
+    told: Receiver<Result<T>>,
+    known: OnceCell<T>,
+}
+
+impl<T: Clone> Answer<T> {
+    fn get(&self) -> Result<T> {
+        if let Some(known) = self.known.get() {
+            return Ok(known.clone());
+        }
+        let told = self.told.recv().unwrap_or_else(|_| Err(lost()))?;
+        Ok(self.known.get_or_init(|| told).clone())
+    }
+}
+
+impl<T> From<Receiver<Result<T>>> for Answer<T> {
+    fn from(told: Receiver<Result<T>>) -> Self {
+        Answer { told, known: OnceCell::new() }
+    }
 }
 
 impl Scout {
@@ -48,23 +71,23 @@ impl Scout {
             .name("vcpu0".to_owned())
             .spawn(explore)
             .doing(Why::Host, || "start the thread of vCPU 0")?;
-        Ok(Scout { jobs, hypervisor, cpuid })
+        Ok(Scout { jobs, hypervisor: hypervisor.into(), cpuid: cpuid.into() })
     }
 
-    /// KVM, once it is open. To be asked once.
+    /// KVM, once it is open.
     ///
     /// # Errors
-    /// As [`Hypervisor::open`].
+    /// As [`Hypervisor::open`]; asked again after that, it has nothing more to say.
     pub fn hypervisor(&self) -> Result<Arc<Hypervisor>> {
-        self.hypervisor.recv().unwrap_or_else(|_| Err(lost()))
+        self.hypervisor.get()
     }
 
-    /// What CPUID can tell a guest here, once KVM has said so. To be asked once.
+    /// What CPUID can tell a guest here, once KVM has said so.
     ///
     /// # Errors
-    /// As [`Hypervisor::cpuid`].
+    /// As [`Hypervisor::cpuid`], and as above.
     pub fn cpuid(&self) -> Result<CpuId> {
-        self.cpuid.recv().unwrap_or_else(|_| Err(lost()))
+        self.cpuid.get()
     }
 
     /// Has the thread run `job` after those it has.
@@ -75,4 +98,24 @@ impl Scout {
 
 fn lost() -> Fail {
     Fail::new(Why::Host, "ask KVM").because("the thread of vCPU 0 is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_told_as_often_as_it_is_asked_for() {
+        let (tell, told) = channel();
+        tell.send(Ok(7)).unwrap();
+        drop(tell);
+        let answer = Answer::from(told);
+        assert_eq!((answer.get().unwrap(), answer.get().unwrap()), (7, 7));
+        let (tell, told) = channel::<Result<u32>>();
+        tell.send(Err(Fail::new(Why::Denied, "open it"))).unwrap();
+        drop(tell);
+        let answer = Answer::from(told);
+        assert_eq!(answer.get().unwrap_err().why, Why::Denied);
+        assert_eq!(answer.get().unwrap_err().summary(), lost().summary());
+    }
 }
