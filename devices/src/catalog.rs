@@ -3,6 +3,7 @@
 //! Command line, help, plan file, JSON schema, assembly and contract tests are all readings of [`CATALOG`]: a new
 //! device is one file in `kinds` and one line here.
 
+use std::fs::File;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,19 @@ pub trait Kind: Send + Sync + 'static {
     const EXAMPLE: &'static str;
     /// How many there are.
     const PRESENCE: Presence;
+
+    /// Opens the file of the host that the device `name` would use, and locks it as [`Kind::build`] does; `None` if it
+    /// uses none.
+    ///
+    /// For a process that hands the machine to a host whose locks do not reach ours: it finds out early what is wrong
+    /// with the file, and holds it meanwhile.
+    ///
+    /// # Errors
+    /// Those of [`Kind::build`] that are about this file.
+    fn claim(spec: &Self::Spec, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        let _ = (spec, name, host);
+        Ok(None)
+    }
 
     /// Builds it.
     ///
@@ -159,6 +173,11 @@ pub trait Entry: Sync {
     /// # Errors
     /// As [`Entry::parse`].
     fn check(&self, spec: &Value) -> Result<Value>;
+    /// Opens and locks the file that one would use.
+    ///
+    /// # Errors
+    /// As [`Kind::claim`].
+    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Option<File>>;
     /// Builds one.
     ///
     /// # Errors
@@ -221,6 +240,9 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn check(&self, spec: &Value) -> Result<Value> {
         Self::value(&Self::typed(spec)?)
+    }
+    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        K::claim(&Self::typed(spec)?, name, host)
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         K::build(&Self::typed(spec)?, kit)

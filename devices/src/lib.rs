@@ -6,5 +6,6 @@
 pub mod catalog;
 pub mod ioapic;
 pub mod kinds;
+pub mod line_end;
 pub mod outlet;
 pub mod virtio;

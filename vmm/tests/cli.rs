@@ -29,9 +29,25 @@ fn fixtures() -> tempfile::TempDir {
         "good.json",
         "{ \"kernel\": \"vmlinuz\", \"initrd\": [\"builtin\"], \"cpus\": 4, \"memory\": \"2G\" }\n",
     );
+    fs::create_dir(dir.path().join("boot")).unwrap();
+    for release in ["5.10.0-9-amd64", "6.1.0-56-amd64"] {
+        put(&format!("boot/vmlinuz-{release}"), "");
+    }
+    fs::write(dir.path().join("tiny"), tiny()).unwrap();
     put("secret", "not for everyone\n");
     fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     dir
+}
+
+/// The smallest kernel: an ELF file with one instruction at 1 MiB.
+fn tiny() -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    let words = |file: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
+    words(&mut file, &[0x10_0000, 64, 0]);
+    file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0");
+    words(&mut file, &[120, 0x10_0000, 0x10_0000, 1, 1, 8]);
+    file.push(0xf4);
+    file
 }
 
 /// Runs a command line of a session. Not as root, whom nothing is refused.
@@ -61,7 +77,9 @@ fn session(dir: &Path, old: &str) -> String {
         let Some(words) = line.strip_prefix("$ mayfly") else { continue };
         let output = run(dir, words);
         for stream in [&output.stderr, &output.stdout] {
-            text.push_str(&String::from_utf8_lossy(stream));
+            // Where the files are differs from run to run.
+            let here = dir.display().to_string();
+            text.push_str(&String::from_utf8_lossy(stream).replace(&here, "DIRECTORY"));
             if !text.ends_with('\n') {
                 text.push('\n');
             }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use base::disk::{Backend, Disk};
-use base::host::Access;
+use base::host::{Access, Host};
 use base::{Doing, Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -63,13 +63,13 @@ impl Kind for This {
     const EXAMPLE: &'static str = "path=root.img,readonly=on";
     const PRESENCE: Presence = Presence::OnRequest;
 
+    fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        image(spec, name, host).map(|(file, _)| Some(file))
+    }
+
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
-        let path = Path::new(&spec.path);
         let id = serial_number(spec.id.as_deref().unwrap_or(kit.name), kit.name)?;
-        let access = Access { write: !spec.readonly, ..Access::default() };
-        let mut file = kit.host.open(&format!("{} image", kit.name), path, access)?;
-        let sectors = sectors(&mut file, kit.name, path)?;
-        lock(&file, kit.name, path, spec.readonly)?;
+        let (file, sectors) = image(spec, kit.name, kit.host)?;
         let backend = match spec.io {
             Engine::Auto => Backend::Auto,
             Engine::Uring => Backend::Uring,
@@ -84,6 +84,16 @@ impl Kind for This {
         let source = Source { file, backend, name: kit.name.to_owned(), memory: kit.memory.clone() };
         Ok(Body::Virtio(Box::new(Blk::new(source, sectors, spec.readonly, id))))
     }
+}
+
+/// The image, opened and locked, and its sectors.
+fn image(spec: &Spec, name: &str, host: &dyn Host) -> Result<(File, u64)> {
+    let path = Path::new(&spec.path);
+    let access = Access { write: !spec.readonly, ..Access::default() };
+    let mut file = host.open(&format!("{name} image"), path, access)?;
+    let sectors = sectors(&mut file, name, path)?;
+    lock(&file, name, path, spec.readonly)?;
+    Ok((file, sectors))
 }
 
 fn serial_number(text: &str, name: &str) -> Result<[u8; ID_BYTES]> {

@@ -4,16 +4,18 @@
 //! writes its low byte. Output goes out line by line; there is no way to make a guest wait, so what it writes
 //! faster than the host takes it is dropped beyond a mebibyte.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::bus::{Effect, Registers};
-use base::host::Access;
+use base::host::Host;
 use base::{Doing, Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Body, Chip, Kind, Kit, Presence, Space, Window};
+use crate::line_end::{Chosen, LineEnd};
 use crate::outlet::{Flow, Outlet};
 
 const PORTS: [u64; 2] = [0xe9, 0x402];
@@ -21,25 +23,13 @@ const LISTENING: u8 = 0xe9;
 /// Bytes after which a line goes out before its end.
 const LONG_LINE: usize = 512;
 
-/// Where the bytes go: `to=...` or `file=...`.
-#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Spec {
-    /// mayfly's error stream, or nowhere: the ports do not exist then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<To>,
-    /// A file, emptied first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-}
-
 /// A place for the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum To {
     /// mayfly's error stream.
     Stderr,
-    /// Nowhere.
+    /// Nowhere: the ports do not exist then.
     None,
 }
 
@@ -47,7 +37,7 @@ pub enum To {
 pub struct This;
 
 impl Kind for This {
-    type Spec = Spec;
+    type Spec = LineEnd<To>;
     const NAME: &'static str = "debugcon";
     const FLAG: &'static str = "debugcon";
     const SUMMARY: &'static str = "where bytes written to ports 0xe9 and 0x402 go: stderr, none or file=PATH";
@@ -55,19 +45,18 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stderr";
     const PRESENCE: Presence = Presence::Standard("stderr");
 
-    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        spec.claim(name, host)
+    }
+
+    fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {
         let role = format!("{} output", kit.name);
-        let fd = match (&spec.file, spec.to) {
-            (Some(_), Some(_)) => {
-                return Err(Fail::new(Why::Usage, format!("choose the end of {}", kit.name))
-                    .because("both to and file are given")
-                    .hint("leave one of them out"));
+        let fd: OwnedFd = match spec.choose(To::Stderr, kit.name, kit.host)? {
+            Chosen::File(file) => file.into(),
+            Chosen::Place(To::Stderr) => {
+                kit.host.stderr().doing(Why::Host, || format!("share stderr as the {role}"))?
             }
-            (Some(path), None) => {
-                kit.host.open(&role, path, Access { write: true, create: true, direct: false })?.into()
-            }
-            (None, Some(To::None)) => return Ok(Body::Absent),
-            (None, _) => kit.host.stderr().doing(Why::Host, || format!("share stderr as the {role}"))?,
+            Chosen::Place(To::None) => return Ok(Body::Absent),
         };
         let outlet = Outlet::new(fd).doing(Why::Host, || format!("look at the {role}"))?;
         let outlet = Arc::new(Mutex::new(outlet));

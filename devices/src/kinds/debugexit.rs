@@ -18,8 +18,7 @@ impl Kind for This {
     type Spec = Switch;
     const NAME: &'static str = "debugexit";
     const FLAG: &'static str = "debug-exit";
-    const SUMMARY: &'static str =
-        "ports 0xf4 and 0x501: what a guest writes there is the run's exit code: on or off";
+    const SUMMARY: &'static str = "ports 0xf4 and 0x501: what a guest writes there is the run's exit code";
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");

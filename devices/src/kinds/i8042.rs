@@ -23,8 +23,7 @@ impl Kind for This {
     type Spec = Switch;
     const NAME: &'static str = "i8042";
     const FLAG: &'static str = "i8042";
-    const SUMMARY: &'static str =
-        "the keyboard controller through which a guest may reset the machine: on or off";
+    const SUMMARY: &'static str = "the keyboard controller through which a guest may reset the machine";
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");

@@ -35,7 +35,7 @@ impl Kind for This {
     type Spec = Switch;
     const NAME: &'static str = "power";
     const FLAG: &'static str = "power";
-    const SUMMARY: &'static str = "the registers that turn the machine off or reset it: on or off";
+    const SUMMARY: &'static str = "the registers that turn the machine off or reset it";
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");

@@ -22,7 +22,7 @@ impl Kind for This {
     type Spec = Switch;
     const NAME: &'static str = "pvpanic";
     const FLAG: &'static str = "pvpanic";
-    const SUMMARY: &'static str = "port 0x505, by which a guest kernel tells that it has panicked: on or off";
+    const SUMMARY: &'static str = "port 0x505, by which a guest kernel tells that it has panicked";
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");

@@ -24,8 +24,8 @@ impl Kind for This {
     const FLAG: &'static str = "rng";
     const SUMMARY: &'static str = "random numbers for the guest (virtio-rng)";
     const BARE: &'static str = "enabled";
-    const EXAMPLE: &'static str = "enabled=on";
-    const PRESENCE: Presence = Presence::Standard("enabled=on");
+    const EXAMPLE: &'static str = "on";
+    const PRESENCE: Presence = Presence::Standard("on");
 
     fn build(spec: &Switch, kit: &Kit<'_>) -> base::Result<Body> {
         if !spec.enabled {

@@ -64,8 +64,7 @@ impl Kind for This {
     type Spec = Switch;
     const NAME: &'static str = "rtc";
     const FLAG: &'static str = "rtc";
-    const SUMMARY: &'static str =
-        "the real-time clock, which gives the guest the host's time (UTC): on or off";
+    const SUMMARY: &'static str = "the real-time clock, which gives the guest the host's time (UTC)";
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");

@@ -10,11 +10,12 @@ mod pump;
 mod uart;
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base::bus::{Effect, Registers};
-use base::host::{Access, Stream};
+use base::host::{Host, Stream};
 use base::irq::SharedLine;
 use base::lane::Handle;
 use base::node::Node;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use self::pump::Pump;
 use self::uart::Uart;
 use crate::catalog::{Body, Chip, Kind, Kit, Lazy, Presence, Space, Window};
+use crate::line_end::{self, Chosen, LineEnd};
 use crate::outlet::{Flow, Outlet};
 
 const PORT: u16 = 0x3f8;
@@ -35,18 +37,6 @@ const LAZY: &[Lazy] =
     &[Lazy { address: PORT as u64, only: None }, Lazy { address: PORT as u64 + 1, only: Some(0) }];
 const PORTS: u16 = 8;
 const IRQ: u32 = 4;
-
-/// Where the line of the serial port ends: `to=...` or `file=...`.
-#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Spec {
-    /// Standard input and output, a new pseudo-terminal, or nowhere.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<To>,
-    /// A file for the output, emptied first. There is no input then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file: Option<PathBuf>,
-}
 
 /// A place where the line may end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -64,7 +54,7 @@ pub enum To {
 pub struct This;
 
 impl Kind for This {
-    type Spec = Spec;
+    type Spec = LineEnd<To>;
     const NAME: &'static str = "serial";
     const FLAG: &'static str = "serial";
     const SUMMARY: &'static str = "where the serial port COM1 (ttyS0) leads: stdio, pty, none or file=PATH";
@@ -72,7 +62,11 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stdio";
     const PRESENCE: Presence = Presence::Standard("stdio");
 
-    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        spec.claim(name, host)
+    }
+
+    fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {
         let (stream, forgetful) = open(spec, kit)?;
         let outlet =
             Outlet::new(stream.output).doing(Why::Host, || format!("look at the output of {}", kit.name))?;
@@ -106,25 +100,14 @@ impl Kind for This {
 }
 
 /// The stream at the end of the line, and whether it forgets what nobody reads.
-fn open(spec: &Spec, kit: &Kit<'_>) -> Result<(Stream, bool)> {
-    let to_file = |path: &Path| {
-        let access = Access { write: true, create: true, direct: false };
-        let file = kit.host.open(&format!("{} output", kit.name), path, access)?;
-        Ok((Stream { input: None, output: file.into(), terminal: false }, false))
-    };
-    if let Some(path) = &spec.file {
-        if spec.to.is_some() {
-            return Err(Fail::new(Why::Usage, format!("choose the end of {}", kit.name))
-                .because("both to and file are given")
-                .hint("leave one of them out"));
-        }
-        return to_file(path);
-    }
-    match spec.to.unwrap_or(To::Stdio) {
-        To::Stdio => Ok((kit.host.stdio(kit.name)?, false)),
-        To::Pty => Ok((kit.host.pty(kit.name)?, true)),
-        To::None => to_file(Path::new("/dev/null")),
-    }
+fn open(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<(Stream, bool)> {
+    let output = |file: File| (Stream { input: None, output: file.into(), terminal: false }, false);
+    Ok(match spec.choose(To::Stdio, kit.name, kit.host)? {
+        Chosen::File(file) => output(file),
+        Chosen::Place(To::Stdio) => (kit.host.stdio(kit.name)?, false),
+        Chosen::Place(To::Pty) => (kit.host.pty(kit.name)?, true),
+        Chosen::Place(To::None) => output(line_end::empty(Path::new("/dev/null"), kit.name, kit.host)?),
+    })
 }
 
 /// What vCPUs and the lane share: the registers, the way out, and who waits for what.

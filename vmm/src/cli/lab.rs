@@ -1,15 +1,18 @@
 //! The emulated host, from the command line: `mayfly lab`, and runs that need it.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::fs::File;
 
+use base::host::Host;
 use base::{Fail, Result, Why};
 use boot::kernel::Kernel;
 use clap::ArgMatches;
+use devices::catalog;
 
 use super::complain;
 use crate::accel::{self, Ring0};
-use crate::hv::kvm::Hypervisor;
+use crate::host::LinuxHost;
+use crate::machine::Scout;
 use crate::outcome::code_before_start;
 use crate::plan::{Accel, Initrd, Period, Plan, Size};
 use crate::{lab, log};
@@ -37,7 +40,7 @@ pub struct Order {
 pub fn lab(matches: &ArgMatches) -> u8 {
     let order = Order {
         cpus: matches.get_one("cpus").copied().unwrap_or(1),
-        memory: matches.get_one("memory").copied().unwrap_or(MEMORY),
+        memory: matches.get_one("memory").copied().unwrap_or_else(|| MEMORY.min(lab::room())),
         icount: matches.get_flag("icount"),
         timeout: matches.get_one("timeout").copied(),
         command: matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
@@ -53,14 +56,17 @@ pub fn lab(matches: &ArgMatches) -> u8 {
 ///
 /// # Errors
 /// It can run neither here nor there.
-pub fn take_over(plan: &Plan) -> Result<Option<u8>> {
-    let Some(reason) = reason(plan.accel, probe)? else { return Ok(None) };
-    check_files(plan)?;
+pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
+    let Some(reason) = reason(plan.accel, || probe(scout))? else { return Ok(None) };
+    // Wrong inputs are found here, before an emulated host is booted for them.
+    check_boot(plan)?;
+    let memory = memory(plan.memory, lab::room())?;
+    // Held to the end of the run: what the other side locks, nobody here would see.
+    let _held = claim(plan, &LinuxHost::default())?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(std::env::args_os().skip(1));
     command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
-    let memory = Size::of(plan.memory.bytes().saturating_add(BESIDE.bytes()).max(MEMORY.bytes()));
     exec(&Order { cpus: plan.cpus, memory, icount: false, timeout: None, command }).map(Some)
 }
 
@@ -84,8 +90,8 @@ fn reason(accel: Accel, probe: impl FnOnce() -> Result<Ring0>) -> Result<Option<
 }
 
 /// Asks this host's KVM whether it has what is needed, and how it runs guest kernels.
-fn probe() -> Result<Ring0> {
-    let hypervisor = Hypervisor::open(Path::new("/dev/kvm"))?;
+fn probe(scout: &Scout) -> Result<Ring0> {
+    let hypervisor = scout.hypervisor()?;
     if let Some((name, purpose)) = hypervisor.lacks().first() {
         return Err(
             Fail::new(Why::Unsupported, "use /dev/kvm").because(format!("it lacks {name} ({purpose})"))
@@ -94,18 +100,40 @@ fn probe() -> Result<Ring0> {
     accel::ring0(&hypervisor)
 }
 
-/// Finds wrong inputs here, before an emulated host is booted for them.
-fn check_files(plan: &Plan) -> Result<()> {
+/// Sees to it that kernel and initrd can be read.
+fn check_boot(plan: &Plan) -> Result<()> {
     Kernel::open(&boot::kernel::locate(&plan.kernel)?)?;
     for initrd in &plan.initrd {
         if let Initrd::File(path) = initrd {
-            std::fs::File::open(path).map_err(|cause| {
-                Fail::new(base::fail::why_of(&cause), format!("open initrd {}", path.display()))
-                    .because(cause)
-            })?;
+            boot::initrd::check(path)?;
         }
     }
     Ok(())
+}
+
+/// RAM of the emulated host for a guest with `guest`, where it can have `room`.
+fn memory(guest: Size, room: Size) -> Result<Size> {
+    let needed = Size::of(guest.bytes().saturating_add(BESIDE.bytes()));
+    if needed <= room {
+        return Ok(needed.max(MEMORY.min(room)));
+    }
+    let fail = Fail::new(Why::Unsupported, format!("give the machine {guest} of memory on an emulated host"))
+        .because(format!("this machine has {room}, of which the emulated host needs {BESIDE}"));
+    Err(match room.bytes().checked_sub(BESIDE.bytes()) {
+        Some(left) if left > 0 => fail.hint(format!("pass --memory {} or less", Size::of(left))),
+        _ => fail,
+    })
+}
+
+/// Opens and locks the files of all devices.
+fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
+    let mut held = Vec::new();
+    for device in &plan.devices {
+        if let Some(entry) = catalog::find(&device.kind) {
+            held.extend(entry.claim(&device.spec, &device.name, host)?);
+        }
+    }
+    Ok(held)
 }
 
 fn exec(order: &Order) -> Result<u8> {
@@ -134,5 +162,43 @@ mod tests {
         assert_eq!(refusal.why, Why::Unsupported);
         assert!(refusal.summary().ends_with("cannot boot Linux: popcnt") && refusal.remedy().is_some());
         assert!(reason(Accel::Kvm, absent).is_err());
+    }
+
+    #[test]
+    fn an_emulated_host_fits_into_this_machine() {
+        let room = Size::mib(16 << 10);
+        assert_eq!(memory(Size::mib(512), room).unwrap(), MEMORY);
+        assert_eq!(memory(Size::mib(8 << 10), room).unwrap(), Size::mib(9 << 10));
+        assert_eq!(memory(Size::mib(512), Size::mib(2048)).unwrap(), Size::mib(2048));
+        assert_eq!(
+            memory(Size::mib(16 << 10), room).unwrap_err().to_string(),
+            "give the machine 16G of memory on an emulated host: this machine has 16G, of which the emulated host \
+             needs 1G\n  hint: pass --memory 15G or less"
+        );
+    }
+
+    #[test]
+    fn a_disk_is_held_for_the_run_elsewhere_and_a_wrong_one_is_found_before() {
+        let place = tempfile::tempdir().unwrap();
+        let image = place.path().join("a.img");
+        let plan = |keys: &str| {
+            let mut plan = Plan { kernel: "k".into(), ..Plan::default() };
+            let blk = catalog::find("blk").unwrap();
+            plan.add_device(blk, &format!("path={}{keys}", image.display())).unwrap();
+            plan.complete().unwrap()
+        };
+        let host = LinuxHost::default();
+        let missing = claim(&plan(""), &host).unwrap_err();
+        assert!(missing.summary().starts_with("open disk0 image "), "{missing}");
+        std::fs::write(&image, [0; 1000]).unwrap();
+        assert!(claim(&plan(""), &host).unwrap_err().summary().contains("512-byte sectors"));
+        std::fs::write(&image, [0; 1024]).unwrap();
+        let held = claim(&plan(""), &host).unwrap();
+        assert_eq!(held.len(), 1);
+        let second = claim(&plan(",readonly=on"), &host).unwrap_err();
+        assert!(second.summary().ends_with("another process uses it"), "{second}");
+        drop(held);
+        let readers = [claim(&plan(",readonly=on"), &host), claim(&plan(",readonly=on"), &host)];
+        assert!(readers.iter().all(Result::is_ok), "{readers:?}");
     }
 }

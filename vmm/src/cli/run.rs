@@ -30,12 +30,13 @@ fn attempt(matches: &ArgMatches, json: Option<&Path>, scout: Result<Scout>) -> R
     if matches.get_flag("dry-run") {
         return print(&plan);
     }
+    let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
-    if let Some(code) = super::lab::take_over(&plan)? {
+    if let Some(code) = super::lab::take_over(&plan, &scout)? {
         return Ok(code);
     }
     let sink = json.map(Sink::open).transpose()?;
-    let mut report = machine::run(&plan, &scout?, outcome::process_start())?;
+    let mut report = machine::run(&plan, &scout, outcome::process_start())?;
     if emulated {
         report.accel = Accel::Emulated;
     }

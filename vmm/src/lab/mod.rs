@@ -32,6 +32,19 @@ use crate::plan::Size;
 /// Longest wait for an emulated host to come up: it takes about two seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Most RAM that an emulated host can have on this machine, in whole MiB: as much as there is, swap included, since
+/// Linux lets nobody reserve more. No limit where it was told to grant everything.
+pub fn room() -> Size {
+    let mode = std::fs::read_to_string("/proc/sys/vm/overcommit_memory");
+    if mode.is_ok_and(|mode| mode.trim() == "1") {
+        return Size::of(u64::MAX);
+    }
+    let info = rustix::system::sysinfo();
+    let units = info.totalram.saturating_add(info.totalswap);
+    let bytes = units.saturating_mul(info.mem_unit.into());
+    Size::of(bytes & !((1 << 20) - 1))
+}
+
 /// The emulated computer.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -107,6 +120,13 @@ impl Host {
         if options.icount && options.cpus != 1 {
             return Err(Fail::new(Why::Usage, format!("count instructions of {} CPUs", options.cpus))
                 .because("--icount takes one CPU"));
+        }
+        let room = room();
+        if options.memory > room {
+            let doing = format!("give the emulated host {} of memory", options.memory);
+            return Err(Fail::new(Why::Unsupported, doing)
+                .because(format!("this machine has {room}"))
+                .hint(format!("pass --memory {room} or less")));
         }
         let program = qemu::find()?;
         let prepared = kernel::prepare()?;
