@@ -23,23 +23,31 @@ pub enum Detail {
 impl Detail {
     /// The detail that a command line asks for.
     pub fn for_words(words: &[OsString]) -> Detail {
-        let asks =
-            |word: &OsString| word == "--help" || word == "help" || word == "man" || word == "completions";
-        if words.iter().any(asks) { Detail::Keys } else { Detail::Names }
+        let asking = ["-h", "--help", "help", "man", "completions"];
+        if words.iter().any(|word| asking.iter().any(|asks| word == asks)) {
+            Detail::Keys
+        } else {
+            Detail::Names
+        }
     }
 }
 
+/// All commands, in the order of their help.
+const COMMANDS: [&str; 7] = ["run", "inspect", "doctor", "lab", "completions", "man", "schema"];
+
 /// The command that was typed, if it is one.
-pub fn typed(words: &[OsString]) -> Option<String> {
+pub fn typed(words: &[OsString]) -> Option<&'static str> {
     let word = words.iter().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"))?;
-    let commands = ["run", "inspect", "doctor", "lab", "completions", "man", "schema"];
-    commands.iter().find(|command| word == *command).map(|command| (*command).to_owned())
+    COMMANDS.into_iter().find(|command| word == command)
 }
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port, 120 its kernel panicked, \
 122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
 started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
+
+/// The heading over what is printed and how.
+const OUTPUT: &str = "Output";
 
 /// The whole command.
 pub fn command(detail: Detail) -> Command {
@@ -55,6 +63,7 @@ pub fn command(detail: Detail) -> Command {
             Arg::new("verbose")
                 .short('v')
                 .long("verbose")
+                .help_heading(OUTPUT)
                 .global(true)
                 .action(ArgAction::Count)
                 .help("Say more: -v what is done, -vv details, -vvv everything"),
@@ -63,13 +72,15 @@ pub fn command(detail: Detail) -> Command {
             Arg::new("quiet")
                 .short('q')
                 .long("quiet")
+                .help_heading(OUTPUT)
                 .global(true)
                 .action(ArgAction::SetTrue)
                 .help("Say nothing but errors"),
         )
         .subcommand(match detail {
             Detail::Names => run.defer(|run| run_flags(run, Detail::Names)),
-            Detail::Keys => run.defer(|run| run_flags(run, Detail::Keys)),
+            // At once: what all commands share then comes after it.
+            Detail::Keys => run_flags(run, Detail::Keys),
         })
         .subcommand(
             Command::new("inspect").about("Say what a kernel image is and what it lacks").defer(inspect),
@@ -85,13 +96,15 @@ pub fn command(detail: Detail) -> Command {
                 completions.arg(
                     Arg::new("shell")
                         .required(true)
+                        .value_name("SHELL")
                         .value_parser(value_parser!(clap_complete::Shell))
                         .help("The shell"),
                 )
             },
         ))
         .subcommand(Command::new("man").about("Print a manual page (roff)").defer(|man| {
-            man.arg(Arg::new("command").help("The page of this command instead of the main one"))
+            let command = Arg::new("command").value_name("COMMAND").value_parser(COMMANDS);
+            man.arg(command.help("The page of this command instead of the main one"))
         }))
         .subcommand(Command::new("schema").about("Print the JSON schema of a plan, with all devices"))
 }
@@ -120,8 +133,14 @@ fn run_flags(run: Command, detail: Detail) -> Command {
     let run = run
         // Given twice, the last one counts: scripts append to what they were given.
         .args_override_self(true)
-        .after_help(EXIT_CODES)
-        .next_help_heading("Boot")
+        .disable_help_flag(true)
+        .after_help(EXIT_CODES);
+    let run = device_flags(machine_flags(boot_flags(run)), detail);
+    output_flags(tuning_flags(end_flags(run)))
+}
+
+fn boot_flags(run: Command) -> Command {
+    run.next_help_heading("Boot")
         .arg(path("kernel", "FILE").help("Kernel: bzImage, ELF vmlinux, or a kernel tree that holds one"))
         .arg(
             path("initrd", "FILE")
@@ -144,21 +163,6 @@ fn run_flags(run: Command, detail: Detail) -> Command {
                 .allow_hyphen_values(true)
                 .help("Replace the kernel command line"),
         )
-        .arg(
-            Arg::new("protocol")
-                .long("protocol")
-                .value_name("HOW")
-                .value_parser(value_parser!(Protocol))
-                .help("How the kernel is entered [default: auto]"),
-        )
-        .arg(
-            Arg::new("kernel-memory")
-                .long("kernel-memory")
-                .value_name("HOW")
-                .value_parser(value_parser!(KernelMemory))
-                .help("How the code of an uncompressed kernel comes into memory [default: auto]"),
-        );
-    outcome_flags(device_flags(machine_flags(run), detail))
 }
 
 fn machine_flags(run: Command) -> Command {
@@ -181,13 +185,6 @@ fn machine_flags(run: Command) -> Command {
                 .help(format!("RAM: 512M, 2G, or a number of bytes [default: {DEFAULT_MEMORY}]")),
         )
         .arg(
-            Arg::new("irqchip")
-                .long("irqchip")
-                .value_name("WHICH")
-                .value_parser(value_parser!(Irqchip))
-                .help("Who emulates the interrupt controllers [default: split]"),
-        )
-        .arg(
             Arg::new("accel")
                 .long("accel")
                 .value_name("WHAT")
@@ -196,20 +193,22 @@ fn machine_flags(run: Command) -> Command {
         )
 }
 
+/// Devices that have to be asked for come first: they are what one looks for.
 fn device_flags(run: Command, detail: Detail) -> Command {
-    CATALOG.iter().fold(run.next_help_heading("Devices"), |run, entry| {
+    let on_request = |entry: &&dyn Entry| entry.presence() == Presence::OnRequest;
+    let (first, rest): (Vec<&dyn Entry>, Vec<_>) = CATALOG.iter().copied().partition(on_request);
+    first.into_iter().chain(rest).fold(run.next_help_heading("Devices"), |run, entry| {
         let flag = Arg::new(entry.name())
             .long(entry.flag())
-            .value_name("SPEC")
+            .value_name(if entry.presence() == Presence::Standard("on") { "on|off" } else { "SPEC" })
             .action(ArgAction::Append)
-            .help(summary(*entry));
-        run.arg(if detail == Detail::Keys { flag.long_help(keys(*entry)) } else { flag })
+            .help(summary(entry));
+        run.arg(if detail == Detail::Keys { flag.long_help(keys(entry)) } else { flag })
     })
 }
 
-fn outcome_flags(run: Command) -> Command {
+fn end_flags(run: Command) -> Command {
     run.next_help_heading("Run")
-        .arg(path("plan", "FILE.json").help("Take a plan from a file; flags change and extend it"))
         .arg(
             Arg::new("timeout")
                 .long("timeout")
@@ -224,6 +223,43 @@ fn outcome_flags(run: Command) -> Command {
                 .value_parser(value_parser!(OnReset))
                 .help("What a reset by the guest does [default: exit]"),
         )
+        .arg(path("plan", "FILE.json").help("Take a plan from a file; flags change and extend it"))
+        .arg(
+            Arg::new("on-emulated-host")
+                .long("on-emulated-host")
+                .hide(true)
+                .action(ArgAction::SetTrue)
+                .help("This is the emulated host: use its KVM, and say so in the result"),
+        )
+}
+
+fn tuning_flags(run: Command) -> Command {
+    run.next_help_heading("Fine tuning")
+        .arg(
+            Arg::new("protocol")
+                .long("protocol")
+                .value_name("HOW")
+                .value_parser(value_parser!(Protocol))
+                .help("How the kernel is entered [default: auto]"),
+        )
+        .arg(
+            Arg::new("kernel-memory")
+                .long("kernel-memory")
+                .value_name("HOW")
+                .value_parser(value_parser!(KernelMemory))
+                .help("How the code of an uncompressed kernel comes into memory [default: auto]"),
+        )
+        .arg(
+            Arg::new("irqchip")
+                .long("irqchip")
+                .value_name("WHICH")
+                .value_parser(value_parser!(Irqchip))
+                .help("Who emulates the interrupt controllers [default: split]"),
+        )
+}
+
+fn output_flags(run: Command) -> Command {
+    run.next_help_heading(OUTPUT)
         .arg(
             Arg::new("json")
                 .long("json")
@@ -241,11 +277,11 @@ fn outcome_flags(run: Command) -> Command {
                 .help("Print the plan (JSON) and run nothing"),
         )
         .arg(
-            Arg::new("on-emulated-host")
-                .long("on-emulated-host")
-                .hide(true)
-                .action(ArgAction::SetTrue)
-                .help("This is the emulated host: use its KVM, and say so in the result"),
+            Arg::new("help")
+                .long("help")
+                .short('h')
+                .action(ArgAction::Help)
+                .help("Print help: the flags with -h, each key of each device too with --help"),
         )
 }
 
@@ -302,28 +338,51 @@ fn lab(command: Command) -> Command {
 }
 
 fn summary(entry: &dyn Entry) -> String {
-    let (summary, flag, example) = (entry.summary(), entry.flag(), entry.example());
+    let (flag, example) = (entry.flag(), entry.example());
+    let mut summary = entry.summary().to_owned();
+    summary.get_mut(..1).map(str::make_ascii_uppercase);
     match entry.presence() {
         Presence::Standard(usual) => format!("{summary} [default: {usual}]"),
         Presence::OnRequest => format!("{summary} (--{flag} {example})"),
     }
 }
 
-/// A device's summary and its keys, from the doc comments of its settings.
+/// A device's summary and its keys, from the doc comments of its settings. Of a device that is on or off the summary
+/// says it all.
 fn keys(entry: &dyn Entry) -> String {
-    let schema = entry.schema();
+    let schema = Value::from(entry.schema());
     let mut text = summary(entry);
-    for (key, of) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-        let doc = of.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ");
+    let properties = schema.get("properties").and_then(Value::as_object);
+    for (key, of) in properties.into_iter().flatten().filter(|(key, _)| *key != SWITCH) {
         let default = match of.get("default") {
             None | Some(Value::Null) => String::new(),
             Some(Value::String(word)) => format!(" [default: {word}]"),
             Some(Value::Bool(on)) => format!(" [default: {}]", if *on { "on" } else { "off" }),
             Some(other) => format!(" [default: {other}]"),
         };
-        text.push_str(&format!("\n  {key}: {doc}{default}"));
+        text.push_str(&format!("\n  {key}: {}{default}", doc(of)));
+        for word in words(&schema, of) {
+            let name = word.get("const").and_then(Value::as_str).unwrap_or_default();
+            text.push_str(&format!("\n  - {name}: {}", doc(word)));
+        }
     }
     text
+}
+
+/// The key of a device that a machine has or has not.
+const SWITCH: &str = "enabled";
+
+/// The doc comment of a part of a schema.
+fn doc(of: &Value) -> String {
+    of.get("description").and_then(Value::as_str).unwrap_or_default().replace('\n', " ")
+}
+
+/// The words that a key may have for its value, if it takes one of a few: in the definition it refers to.
+fn words<'a>(schema: &'a Value, of: &'a Value) -> impl Iterator<Item = &'a Value> {
+    let either = of.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+    let targets = std::iter::once(of).chain(either).filter_map(|of| of.get("$ref")?.as_str());
+    let definitions = targets.filter_map(|target| schema.pointer(target.strip_prefix('#')?));
+    definitions.filter_map(|of| of.get("oneOf")?.as_array()).flatten()
 }
 
 #[cfg(test)]
@@ -346,10 +405,41 @@ mod tests {
     }
 
     #[test]
+    fn help_begins_with_what_everybody_needs_and_says_nothing_twice() {
+        let mut command = command(Detail::Keys);
+        command.build();
+        let help = command.find_subcommand_mut("run").unwrap().render_long_help().to_string();
+        let at = |word: &str| help.find(word).unwrap_or_else(|| panic!("{word} is not in {help}"));
+        let order = [
+            "Boot:",
+            "--kernel",
+            "--initrd",
+            "--cmdline",
+            "Machine:",
+            "--cpus",
+            "--memory",
+            "Devices:",
+            "--disk",
+            "--rng <on|off>",
+            "Run:",
+            "--timeout",
+            "Fine tuning:",
+            "--irqchip",
+            "Output:",
+            "--verbose",
+        ];
+        assert!(order.map(at).is_sorted(), "{help}");
+        assert!(at("- pty: A new pseudo-terminal") > at("to: A place that is no file"));
+        let lines: Vec<_> = help.lines().map(str::trim).filter(|line| line.contains("on: ")).collect();
+        assert!(lines.iter().all(|line| line.starts_with("readonly: ")), "{lines:?}");
+    }
+
+    #[test]
     fn only_those_who_ask_for_help_wait_for_it() {
         let detail =
             |words: &[&str]| Detail::for_words(&words.iter().map(OsString::from).collect::<Vec<_>>());
         assert_eq!(detail(&["mayfly", "run", "--kernel", "k"]), Detail::Names);
         assert_eq!(detail(&["mayfly", "run", "--help"]), Detail::Keys);
+        assert_eq!(detail(&["mayfly", "run", "-h"]), Detail::Keys);
     }
 }

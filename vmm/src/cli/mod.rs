@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use base::{Fail, Result};
 use clap::ArgMatches;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::log;
 use crate::machine::Scout;
@@ -22,12 +22,11 @@ use crate::outcome::code;
 pub fn main() -> ExitCode {
     crate::outcome::process_start();
     let words: Vec<OsString> = std::env::args_os().collect();
-    let typed = command::typed(&words);
     // KVM takes a while to answer; the command line can be read meanwhile.
     let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());
-    let code = match command::command(command::Detail::for_words(&words)).try_get_matches_from(words) {
+    let code = match command::command(command::Detail::for_words(&words)).try_get_matches_from(&words) {
         Ok(matches) => carry_out(&matches, scout),
-        Err(error) => usage(&error, typed.as_deref()),
+        Err(error) => usage(&error, &words),
     };
     ExitCode::from(code)
 }
@@ -65,7 +64,7 @@ fn say(text: &str) -> u8 {
 }
 
 /// The parser's complaints in the form of ours: one `error:` line, then hints.
-fn usage(error: &clap::Error, command: Option<&str>) -> u8 {
+fn usage(error: &clap::Error, words: &[OsString]) -> u8 {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => say(&text),
@@ -74,15 +73,32 @@ fn usage(error: &clap::Error, command: Option<&str>) -> u8 {
             code::USAGE
         }
         _ => {
-            log::tell(&reword(&text, command));
+            log::tell(&reword(&text, command::typed(words), astray(error, words)));
             code::USAGE
         }
     }
 }
 
-/// Keeps the message and the tips of a parser's text; its usage and its advice become one hint.
-fn reword(text: &str, command: Option<&str>) -> String {
-    let (mut message, mut hints) = (Vec::new(), String::new());
+/// What a bare word after `run` was meant for if no kernel is named: the kernel, which other programs take so.
+fn astray(error: &clap::Error, words: &[OsString]) -> Option<String> {
+    let named = words.iter().any(|word| word.as_encoded_bytes().starts_with(b"--kernel"));
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word))
+            if error.kind() == ErrorKind::UnknownArgument
+                && command::typed(words) == Some("run")
+                && !named
+                && !word.starts_with('-') =>
+        {
+            Some(format!("a kernel is passed as --kernel {word}"))
+        }
+        _ => None,
+    }
+}
+
+/// Keeps the message and the tips of a parser's text; its usage and its advice become one hint, the last.
+fn reword(text: &str, command: Option<&str>, hint: Option<String>) -> String {
+    let mut hints = hint.map_or_else(String::new, |hint| format!("\n  hint: {hint}"));
+    let mut message = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if line.starts_with("Usage: ") {
             break;
@@ -107,7 +123,7 @@ mod tests {
         let text = |words: &[&str]| {
             let error = command::command(command::Detail::Names).try_get_matches_from(words).unwrap_err();
             let words: Vec<_> = words.iter().map(OsString::from).collect();
-            reword(&error.render().to_string(), command::typed(&words).as_deref())
+            reword(&error.render().to_string(), command::typed(&words), astray(&error, &words))
         };
         assert_eq!(
             text(&["mayfly", "run", "--memroy", "1G"]),

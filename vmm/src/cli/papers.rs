@@ -6,7 +6,7 @@ use devices::catalog::CATALOG;
 use serde_json::{Map, Value, json};
 
 use super::command::{Detail, command};
-use super::{complain, say};
+use super::say;
 use crate::outcome::code;
 use crate::plan::Plan;
 
@@ -22,17 +22,9 @@ pub fn completions(matches: &ArgMatches) -> u8 {
 pub fn man(matches: &ArgMatches) -> u8 {
     let mut command = command(Detail::Keys).disable_help_subcommand(true);
     command.build();
-    let page = match matches.get_one::<String>("command") {
-        None => Some(command),
-        Some(name) => command.find_subcommand(name).cloned(),
-    };
-    let Some(page) = page else {
-        complain(
-            &base::Fail::new(base::Why::Usage, "print a manual page")
-                .because("there is no such command")
-                .hint("see mayfly --help"),
-        );
-        return code::USAGE;
+    let page = match matches.get_one::<String>("command").and_then(|name| command.find_subcommand(name)) {
+        Some(page) => page.clone(),
+        None => command,
     };
     let mut roff = Vec::new();
     match clap_mangen::Man::new(page).render(&mut roff) {
