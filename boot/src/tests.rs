@@ -16,9 +16,20 @@ fn machine() -> acpi::Machine<'static> {
     }
 }
 
+/// The directory that a variable names. An empty one names none.
+fn kernels(variable: Option<String>) -> Option<String> {
+    variable.filter(|dir| !dir.is_empty())
+}
+
+#[test]
+fn an_empty_variable_names_no_kernels() {
+    assert_eq!(kernels(Some(String::new())), None);
+    assert_eq!(kernels(Some("k".into())).as_deref(), Some("k"));
+}
+
 /// Debian's kernels, if `MAYFLY_TEST_KERNELS` names the directory they are in.
 fn debian() -> Vec<PathBuf> {
-    let Ok(dir) = std::env::var("MAYFLY_TEST_KERNELS") else {
+    let Some(dir) = kernels(std::env::var("MAYFLY_TEST_KERNELS").ok()) else {
         println!("skipped: MAYFLY_TEST_KERNELS does not name a directory with vmlinuz files");
         return Vec::new();
     };

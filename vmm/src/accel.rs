@@ -62,9 +62,7 @@ pub fn probe(hypervisor: &Hypervisor) -> Result<Ring0> {
     ram.write_slice(&arch::paging::identity(), GuestAddress(PAGE_TABLES)).doing(Why::Host, doing)?;
     ram.write_slice(&arch::registers::gdt(true), GuestAddress(GDT)).doing(Why::Host, doing)?;
     let vm = Arc::new(hypervisor.vm(Irqchip::Split)?);
-    for (slot, piece) in (0..).zip(memory.pieces()) {
-        vm.map(slot, piece)?;
-    }
+    vm.map(&memory)?;
     let mut vcpu = vm.vcpu(0, 1)?;
     vcpu.start_at(&Start::Linux64 { entry: PROBE_AT, zero_page: 0 })?;
     judge(vcpu.as_mut())

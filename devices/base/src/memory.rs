@@ -72,7 +72,8 @@ impl Memory {
     /// bytes, its writes go to private copies, and nothing is read before it is touched. All three numbers are
     /// multiples of 4096.
     ///
-    /// Only before the hypervisor knows the memory or the guest runs: the bytes there before are gone.
+    /// Only before the guest runs and devices use the memory: the bytes there before are gone. The hypervisor may know
+    /// the memory already; it knows addresses, and sees what is mapped there now.
     ///
     /// # Errors
     /// The range is not RAM, a number is not page-aligned, or the host refuses.
@@ -99,7 +100,8 @@ impl Memory {
     /// read as zero in `scratch` afterwards. All three numbers are multiples of 4096; when they agree modulo 2 MiB,
     /// huge pages move whole.
     ///
-    /// Only before the hypervisor knows the memory or the guest runs: the bytes there before are gone.
+    /// Only before the guest runs and devices use the memory: the bytes there before are gone. The hypervisor may know
+    /// the memory already; it knows addresses, and sees what is mapped there now.
     ///
     /// # Errors
     /// The range is not RAM, a number is not page-aligned, or the host refuses (before Linux 5.7).

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use base::Result;
 use base::irq::{Messages, Msi};
-use base::memory::Piece;
+use base::memory::{Memory, Piece};
 use boot::Start;
 use devices::catalog::Space;
 
@@ -81,8 +81,8 @@ impl FakeVm {
 pub struct Fake(pub Arc<FakeVm>);
 
 impl Vm for Fake {
-    fn map(&self, _: u32, piece: Piece) -> Result<()> {
-        lock(&self.0.pieces).push(piece);
+    fn map(&self, memory: &Memory) -> Result<()> {
+        lock(&self.0.pieces).extend(memory.pieces());
         Ok(())
     }
     fn vcpu(&self, id: u32, _: u32) -> Result<Box<dyn Vcpu>> {

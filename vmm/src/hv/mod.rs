@@ -9,20 +9,23 @@ use std::sync::Arc;
 use arch::{layout, registers};
 use base::Result;
 use base::irq::Messages;
-use base::memory::Piece;
+use base::memory::Memory;
 use boot::Start;
 use devices::catalog::Space;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
 /// One virtual machine.
 pub trait Vm: Send + Sync {
-    /// Gives the guest a piece of RAM, as memory slot number `slot`.
+    /// Gives the guest its RAM, once. The VM keeps a share of the memory for as long as a guest can reach it.
+    ///
+    /// It knows addresses, not pages: until a vCPU runs, what is mapped there may still be replaced
+    /// ([`Memory::map_file`], [`Memory::adopt`]).
     ///
     /// # Errors
-    /// As the hypervisor answers.
-    fn map(&self, slot: u32, piece: Piece) -> Result<()>;
+    /// As the hypervisor answers, or it was given memory before.
+    fn map(&self, memory: &Memory) -> Result<()>;
 
-    /// Makes vCPU number `id`. `count` is how many the machine has.
+    /// Makes vCPU number `id` of a VM that has its memory. `count` is how many the machine has.
     ///
     /// # Errors
     /// As the hypervisor answers.

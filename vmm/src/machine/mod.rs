@@ -81,9 +81,8 @@ impl Machine {
         host: &dyn Host,
         control: Control,
     ) -> Result<Machine> {
-        for (slot, piece) in (0..).zip(memory.pieces()) {
-            vm.map(slot, piece)?;
-        }
+        // Before the devices: a slot that follows interrupt routing waits for a grace period of the kernel.
+        vm.map(&memory)?;
         let site = Site {
             vm: vm.clone(),
             memory: &memory,

@@ -89,3 +89,34 @@ impl Hypervisor {
         KvmVm::new(&self.kvm, irqchip)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hv::Vm;
+    use base::memory::Memory;
+
+    /// A guest whose memory had gone would write to whatever this process maps there next.
+    #[test]
+    fn memory_stays_as_long_as_a_guest_can_reach_it() {
+        let hypervisor = match Hypervisor::open(Path::new("/dev/kvm")) {
+            Ok(hypervisor) => hypervisor,
+            Err(cause) => return eprintln!("skipped: {cause}"),
+        };
+        let vm = hypervisor.vm(Irqchip::Split).unwrap();
+        assert!(vm.vcpu(0, 1).is_err(), "a vCPU keeps the memory, so it has to be there");
+        let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
+        let at = format!("{:x}-", memory.pieces().next().unwrap().host);
+        let mapped =
+            || std::fs::read_to_string("/proc/self/maps").unwrap().lines().any(|line| line.starts_with(&at));
+        vm.map(&memory).unwrap();
+        assert!(vm.map(&memory).is_err(), "given twice");
+        drop(memory);
+        assert!(mapped(), "the VM keeps it");
+        let vcpu = vm.vcpu(0, 1).unwrap();
+        drop(vm);
+        assert!(mapped(), "so does a vCPU");
+        drop(vcpu);
+        assert!(!mapped(), "the last one gives it back");
+    }
+}

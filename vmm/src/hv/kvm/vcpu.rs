@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use boot::Start;
 use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, Msrs, kvm_run};
@@ -17,6 +18,8 @@ pub struct KvmVcpu {
     kick: Arc<KvmKick>,
     /// Whether kicks know the thread that runs this vCPU.
     settled: bool,
+    /// What its guest can reach. Last: it goes after the descriptor.
+    _memory: Memory,
 }
 
 /// Where to reach a running vCPU. Empty once it is gone.
@@ -79,7 +82,13 @@ fn handle_kicks() {
 }
 
 impl KvmVcpu {
-    pub(super) fn new(id: u32, mut fd: VcpuFd, ring: impl FnOnce(&VcpuFd) -> Result<()>) -> Result<KvmVcpu> {
+    /// `memory` is what its VM was given: a vCPU's descriptor keeps the VM in the kernel alive.
+    pub(super) fn new(
+        id: u32,
+        mut fd: VcpuFd,
+        memory: Memory,
+        ring: impl FnOnce(&VcpuFd) -> Result<()>,
+    ) -> Result<KvmVcpu> {
         handle_kicks();
         ring(&fd)?;
         let msrs = Msrs::from_entries(&arch::msr::boot())
@@ -90,7 +99,7 @@ impl KvmVcpu {
         // SAFETY: the run page is mapped as long as `fd` lives; only the address is taken.
         let flag = unsafe { &raw mut (*run).immediate_exit };
         let kick = Arc::new(KvmKick(Mutex::new(Target { flag: Some(FlagPointer(flag)), thread: None })));
-        Ok(KvmVcpu { id, fd, kick, settled: false })
+        Ok(KvmVcpu { id, fd, kick, settled: false, _memory: memory })
     }
 
     /// Tells kicks which thread to signal: the one that calls this.

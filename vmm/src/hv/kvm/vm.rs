@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arch::layout;
 use base::irq::{Messages, Msi};
-use base::memory::Piece;
+use base::memory::Memory;
 use base::meter::Counter;
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::Space;
@@ -29,6 +29,8 @@ pub struct KvmVm {
     routes: Mutex<Vec<(u32, Msi)>>,
     /// Interrupt messages that KVM did not take.
     pub lost_messages: Counter,
+    /// What the guest can reach. Last: it goes after the descriptor.
+    memory: OnceLock<Memory>,
 }
 
 impl KvmVm {
@@ -58,6 +60,7 @@ impl KvmVm {
             ring: OnceLock::new(),
             routes: Mutex::default(),
             lost_messages: Counter::default(),
+            memory: OnceLock::new(),
         })
     }
 
@@ -68,29 +71,42 @@ impl KvmVm {
 }
 
 impl Vm for KvmVm {
-    fn map(&self, slot: u32, piece: Piece) -> Result<()> {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: piece.guest,
-            memory_size: piece.len,
-            userspace_addr: piece.host,
-        };
-        // SAFETY: the piece comes from `Memory`, whose mapping outlives the VM: both belong to the machine, which
-        // drops the VM first.
-        unsafe { self.fd.set_user_memory_region(region) }
-            .doing(Why::Host, || format!("give the guest {} MiB at {:#x}", piece.len >> 20, piece.guest))
+    fn map(&self, memory: &Memory) -> Result<()> {
+        self.memory
+            .set(memory.clone())
+            .map_err(|_| Fail::new(Why::Host, "give the guest its memory").because("it has some"))?;
+        for (slot, piece) in (0..).zip(memory.pieces()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: piece.guest,
+                memory_size: piece.len,
+                userspace_addr: piece.host,
+            };
+            // SAFETY: the range is a reservation of `memory`, which only guest memory ever stands in: what takes the
+            // place of its pages is mapped over them, and KVM follows (MMU notifiers). It stays reserved for as long
+            // as a guest can run: this VM and each of its vCPUs hold a share, and drop it after their descriptor.
+            unsafe { self.fd.set_user_memory_region(region) }.doing(Why::Host, || {
+                format!("give the guest {} MiB at {:#x}", piece.len >> 20, piece.guest)
+            })?;
+        }
+        Ok(())
     }
 
     fn vcpu(&self, id: u32, count: u32) -> Result<Box<dyn Vcpu>> {
         let doing = || format!("create vCPU {id}");
+        let memory = self
+            .memory
+            .get()
+            .cloned()
+            .ok_or_else(|| Fail::new(Why::Host, doing()).because("it has no memory"))?;
         let fd = self.fd.create_vcpu(u64::from(id)).doing(Why::Host, doing)?;
         if let Some(supported) = self.cpuid.get() {
             let cpuid = arch::cpuid::tailor(supported, id, count)
                 .map_err(|cause| Fail::new(Why::Host, doing()).because(format!("{cause:?}")))?;
             fd.set_cpuid2(&cpuid).doing(Why::Host, || format!("set CPUID of vCPU {id}"))?;
         }
-        Ok(Box::new(KvmVcpu::new(id, fd, |fd| self.share_ring(fd))?))
+        Ok(Box::new(KvmVcpu::new(id, fd, memory, |fd| self.share_ring(fd))?))
     }
 
     fn messages(self: Arc<Self>) -> Arc<dyn Messages> {
