@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::bus::Registers;
+use base::bus::{Effect, Registers};
 use base::clock::Clock;
 use base::host::Host;
 use base::irq::SharedLine;
@@ -109,11 +109,12 @@ pub struct Chip {
     pub finish: Option<Finish>,
 }
 
-/// The last duty of a chip. It waits as long as the host keeps taking something within each span of this length.
+/// The last duty of a chip. It waits as long as the host keeps taking something within each span of this length, and
+/// says what a loss of output, now or before, means for the run.
 ///
 /// # Errors
-/// The host has not taken all: says how much is lost.
-pub type Finish = Box<dyn FnOnce(Duration) -> Result<()> + Send>;
+/// The host has not taken all in time: says how much is lost.
+pub type Finish = Box<dyn FnOnce(Duration) -> Result<Effect> + Send>;
 
 /// The address space of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,6 +51,24 @@ pub enum Flow {
     Broken(io::Error),
 }
 
+/// Why nothing is written any more. Kept to the end: whoever heard of it first may not have been listened to.
+#[derive(Clone, Copy, Debug)]
+enum Gone {
+    /// The other end is closed.
+    Closed,
+    /// The host failed.
+    Broken(Errno),
+}
+
+impl From<Gone> for Flow {
+    fn from(gone: Gone) -> Flow {
+        match gone {
+            Gone::Closed => Flow::Closed,
+            Gone::Broken(error) => Flow::Broken(error.into()),
+        }
+    }
+}
+
 /// Bytes on their way to a descriptor.
 #[derive(Debug)]
 pub struct Outlet {
@@ -58,7 +76,7 @@ pub struct Outlet {
     patience: Patience,
     waiting: VecDeque<u8>,
     line_ended: bool,
-    closed: bool,
+    gone: Option<Gone>,
     forgetful: bool,
     lost: u64,
 }
@@ -76,7 +94,7 @@ impl Outlet {
             _ => Patience::Asked(SMALL_CHUNK),
         };
         let waiting = VecDeque::new();
-        Ok(Outlet { to, patience, waiting, line_ended: false, closed: false, forgetful: false, lost: 0 })
+        Ok(Outlet { to, patience, waiting, line_ended: false, gone: None, forgetful: false, lost: 0 })
     }
 
     /// Never asks a guest to wait: what nobody reads is forgotten, the oldest first. For a pseudo-terminal,
@@ -120,7 +138,7 @@ impl Outlet {
 
     /// Takes a byte of the guest's.
     pub fn push(&mut self, byte: u8) {
-        if self.closed {
+        if self.gone.is_some() {
             return;
         }
         if self.forgetful && self.waiting.len() >= ROOM {
@@ -136,18 +154,23 @@ impl Outlet {
 
     /// Writes what the host takes without anybody waiting.
     pub fn flush(&mut self) -> Flow {
-        let flow = self.write_out();
-        if matches!(flow, Flow::Closed | Flow::Broken(_)) {
-            self.closed = true;
-            self.waiting.clear();
-        }
+        let flow = match self.write_out() {
+            Ok(true) => Flow::Drained,
+            Ok(false) => Flow::Stuck,
+            Err(gone) => {
+                self.gone = Some(gone);
+                self.waiting.clear();
+                gone.into()
+            }
+        };
         if self.waiting.is_empty() {
             self.line_ended = false;
         }
         flow
     }
 
-    fn write_out(&mut self) -> Flow {
+    /// Whether all is written.
+    fn write_out(&mut self) -> Result<bool, Gone> {
         loop {
             let most = match self.patience {
                 Patience::Asked(most) => most,
@@ -156,10 +179,10 @@ impl Outlet {
             let (front, _) = self.waiting.as_slices();
             let chunk = front.get(..most.min(front.len())).unwrap_or(front);
             if chunk.is_empty() {
-                return Flow::Drained;
+                return Ok(true);
             }
             if matches!(self.patience, Patience::Asked(_)) && !can_write(self.to.as_fd(), Duration::ZERO) {
-                return Flow::Stuck;
+                return Ok(false);
             }
             let asked = chunk.len();
             match rustix::io::write(&self.to, chunk) {
@@ -167,43 +190,41 @@ impl Outlet {
                     self.waiting.drain(..written.min(asked));
                     // A full pipe takes a part: asking again would only cost a call to hear `EAGAIN`.
                     if written == 0 || (written < asked && self.patience != Patience::Taking) {
-                        return Flow::Stuck;
+                        return Ok(false);
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Flow::Stuck,
+                Err(Errno::AGAIN) => return Ok(false),
                 // The reader has gone, or the terminal has been hung up.
-                Err(Errno::PIPE | Errno::IO | Errno::CONNRESET) => return Flow::Closed,
-                Err(error) => return Flow::Broken(error.into()),
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Gone::Closed),
+                Err(Errno::IO) if self.patience != Patience::Taking => return Err(Gone::Closed),
+                Err(error) => return Err(Gone::Broken(error)),
             }
         }
     }
 
     /// Writes everything, waiting for the host as long as it takes something within each span of `patience`, and for
-    /// [`SPANS`] of them at most.
+    /// [`SPANS`] of them at most. Never [`Flow::Stuck`]; what went wrong earlier is told again.
     ///
     /// # Errors
-    /// The host has not taken all; the rest is lost.
-    pub fn finish(&mut self, name: &str, patience: Duration) -> Result<()> {
+    /// The host has not taken all in this time; the rest is lost.
+    pub fn finish(&mut self, name: &str, patience: Duration) -> Result<Flow> {
         self.finish_by(name, patience, Instant::now() + patience.saturating_mul(SPANS))
     }
 
-    fn finish_by(&mut self, name: &str, patience: Duration, end: Instant) -> Result<()> {
-        let doing = |left: usize| Fail::new(Why::Host, format!("write the last {left} bytes of {name}"));
-        loop {
-            let left = self.waiting.len();
-            match self.flush() {
-                Flow::Drained | Flow::Closed => return Ok(()),
-                Flow::Broken(error) => return Err(doing(left).because(error)),
-                Flow::Stuck if !can_write(self.to.as_fd(), patience) => {
-                    return Err(doing(self.waiting.len()).because("nobody takes them"));
-                }
-                Flow::Stuck if Instant::now() >= end => {
-                    return Err(doing(self.waiting.len()).because("they are taken too slowly"));
-                }
-                Flow::Stuck => {}
+    fn finish_by(&mut self, name: &str, patience: Duration, end: Instant) -> Result<Flow> {
+        let late = |left: usize, cause: &'static str| {
+            Err(Fail::new(Why::Host, format!("write the last {left} bytes of {name}")).because(cause))
+        };
+        while matches!(self.flush(), Flow::Stuck) {
+            if !can_write(self.to.as_fd(), patience) {
+                return late(self.waiting.len(), "nobody takes them");
+            }
+            if Instant::now() >= end {
+                return late(self.waiting.len(), "they are taken too slowly");
             }
         }
+        Ok(self.gone.map_or(Flow::Drained, Flow::from))
     }
 }
 
@@ -297,6 +318,23 @@ mod tests {
         assert!(matches!(outlet.flush(), Flow::Closed));
         push(&mut outlet, b"no\n");
         assert!(outlet.is_empty() && outlet.has_room());
+        assert!(matches!(outlet.flush(), Flow::Drained), "said once");
+        let end = outlet.finish("serial output", Duration::ZERO).unwrap();
+        assert!(matches!(end, Flow::Closed), "and at the end: {end:?}");
+    }
+
+    #[test]
+    fn an_error_of_the_host_is_remembered_to_the_end() {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut outlet = Outlet::new(full.into()).unwrap();
+        push(&mut outlet, b"a line\n");
+        assert!(matches!(outlet.flush(), Flow::Broken(_)));
+        push(&mut outlet, b"another\n");
+        assert!(matches!(outlet.flush(), Flow::Drained));
+        match outlet.finish("serial output", Duration::ZERO).unwrap() {
+            Flow::Broken(error) => assert_eq!(error.kind(), io::ErrorKind::StorageFull),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

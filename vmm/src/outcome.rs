@@ -82,6 +82,19 @@ impl End {
         }
     }
 
+    /// Output that the host did not take counts more than what the guest did afterwards: whether mayfly hears of it
+    /// before the guest's end or behind it is chance.
+    #[must_use]
+    pub fn overruled_by(self, loss: Option<End>) -> End {
+        match (self, loss) {
+            (
+                End::PoweredOff | End::Reset | End::DebugExit(_) | End::Panicked { .. } | End::Crashed { .. },
+                Some(loss),
+            ) => loss,
+            (end, _) => end,
+        }
+    }
+
     /// Its name in the result object.
     pub fn name(&self) -> &'static str {
         match self {
@@ -120,8 +133,10 @@ impl End {
             End::Crashed { detail } => because(Why::Host, detail.clone()),
             End::TimedOut(limit) => because(Why::Host, format!("it was still running after {limit}")),
             End::Signalled(signal) => because(Why::Host, format!("signal {signal} ended the run")),
-            End::HostError(fail) => because(Why::Host, fail.summary())
-                .map(|told| fail.remedy().into_iter().fold(told, |told, hint| told.hint(hint))),
+            End::HostError(fail) => {
+                let told = Fail::new(fail.why, fail.summary());
+                Some(fail.remedy().into_iter().fold(told, |told, hint| told.hint(hint)))
+            }
         }
     }
 }
@@ -296,14 +311,12 @@ mod tests {
 
     #[test]
     fn every_end_has_its_code() {
-        let fail = || Fail::new(Why::Host, "write disk0");
         for (end, code, told) in [
             (End::PoweredOff, 0, None),
             (End::Reset, 0, None),
             (End::DebugExit(33), 33, None),
             (End::Panicked { evidence: "pvpanic".into() }, 120, Some("its kernel panicked (pvpanic)")),
             (End::Crashed { detail: "triple fault at 0x10".into() }, 122, Some("triple fault at 0x10")),
-            (End::HostError(fail()), 123, Some("write disk0")),
             (End::TimedOut("90s".parse().unwrap()), 124, Some("it was still running after 90s")),
             (End::Quit, 130, None),
             (End::Signalled(15), 143, Some("signal 15 ended the run")),
@@ -312,6 +325,9 @@ mod tests {
             let complaint = end.complaint().map(|fail| fail.to_string());
             assert_eq!(complaint, told.map(|told| format!("run the guest: {told}")));
         }
+        let failed = End::HostError(Fail::new(Why::Host, "write disk0").hint("make room"));
+        assert_eq!(failed.exit_code(), 123);
+        assert_eq!(failed.complaint().unwrap().to_string(), "write disk0\n  hint: make room");
         assert_eq!(code_before_start(&Fail::new(Why::Usage, "x")), 2);
         assert_eq!(code_before_start(&Fail::new(Why::Missing, "x")), 125);
     }
@@ -334,6 +350,15 @@ mod tests {
         assert_eq!(End::Reset.explained_by(&watch).exit_code(), 120);
         assert_eq!(End::PoweredOff.explained_by(&watch).exit_code(), 0);
         assert_eq!(End::Reset.explained_by(&Watch::default()).exit_code(), 0);
+    }
+
+    #[test]
+    fn lost_output_counts_more_than_the_guests_own_end() {
+        for end in [End::PoweredOff, End::DebugExit(3), End::Crashed { detail: "triple fault".into() }] {
+            assert_eq!(end.overruled_by(Some(End::Quit)).exit_code(), 130);
+        }
+        assert_eq!(End::Signalled(15).overruled_by(Some(End::Quit)).exit_code(), 143);
+        assert_eq!(End::DebugExit(3).overruled_by(None).exit_code(), 3);
     }
 
     #[test]

@@ -70,7 +70,7 @@ impl Kind for This {
         Ok(Body::Chip(Chip {
             windows: PORTS.map(window).into(),
             finish: Some(Box::new(move |patience| {
-                outlet.lock().unwrap_or_else(PoisonError::into_inner).finish(&role, patience)
+                outlet.lock().unwrap_or_else(PoisonError::into_inner).finish(&role, patience).map(meaning)
             })),
             ..Chip::default()
         }))
@@ -94,11 +94,16 @@ impl Registers for Console {
         if *byte != b'\n' && !outlet.len().is_multiple_of(LONG_LINE) {
             return Effect::None;
         }
-        match outlet.flush() {
-            Flow::Broken(error) => Effect::Broken(
-                Fail::new(Why::Host, "write the debug console output").because(error).summary(),
-            ),
-            _ => Effect::None,
+        meaning(outlet.flush())
+    }
+}
+
+/// What the way of the output means for the run: nothing, if nobody wants to read it.
+fn meaning(flow: Flow) -> Effect {
+    match flow {
+        Flow::Drained | Flow::Stuck | Flow::Closed => Effect::None,
+        Flow::Broken(error) => {
+            Effect::Broken(Fail::new(Why::Host, "write the debug console output").because(error).summary())
         }
     }
 }
@@ -121,7 +126,7 @@ mod tests {
         }
         assert_eq!(fixture.output(), b"one\n");
         chip.write(0x402, b"o");
-        (chip.body.finish.take().unwrap())(Duration::ZERO).unwrap();
+        assert_eq!((chip.body.finish.take().unwrap())(Duration::ZERO).unwrap(), Effect::None);
         assert_eq!(fixture.output(), b"two");
     }
 

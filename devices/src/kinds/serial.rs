@@ -93,7 +93,11 @@ impl Kind for This {
             }),
             console: Some(u64::from(PORT)),
             finish: Some(Box::new(move |patience| {
-                last.lock().unwrap_or_else(PoisonError::into_inner).outlet.finish(&name, patience)
+                last.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .outlet
+                    .finish(&name, patience)
+                    .map(meaning)
             })),
         }))
     }
@@ -108,6 +112,17 @@ fn open(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<(Stream, bool)> {
         Chosen::Place(To::Pty) => (kit.host.pty(kit.name)?, true),
         Chosen::Place(To::None) => output(line_end::empty(Path::new("/dev/null"), kit.name, kit.host)?),
     })
+}
+
+/// What the way of the output means for the run.
+fn meaning(flow: Flow) -> Effect {
+    match flow {
+        Flow::Drained | Flow::Stuck => Effect::None,
+        Flow::Closed => Effect::Quit,
+        Flow::Broken(error) => {
+            Effect::Broken(Fail::new(Why::Host, "write the serial output").because(error).summary())
+        }
+    }
 }
 
 /// What vCPUs and the lane share: the registers, the way out, and who waits for what.
@@ -146,20 +161,13 @@ impl Port {
 
     /// Writes out what the host takes.
     fn flush(&mut self) -> Effect {
-        match self.outlet.flush() {
-            Flow::Drained => {
-                self.stuck = false;
-                Effect::None
-            }
-            Flow::Stuck => {
-                self.stuck = true;
-                Effect::None
-            }
-            Flow::Closed => Effect::Quit,
-            Flow::Broken(error) => {
-                Effect::Broken(Fail::new(Why::Host, "write the serial output").because(error).summary())
-            }
+        let flow = self.outlet.flush();
+        match flow {
+            Flow::Drained => self.stuck = false,
+            Flow::Stuck => self.stuck = true,
+            Flow::Closed | Flow::Broken(_) => {}
         }
+        meaning(flow)
     }
 
     /// Brings the registers and the interrupt line in step with the outlet.

@@ -31,6 +31,7 @@ pub fn cases() -> Vec<Case> {
             if output.took < SOON { Ok(()) } else { Err(output.differs("an end soon after 300 ms")) }
         }));
     }
+    cases.extend(lost_output());
     cases.push(restart());
     cases.push(signal());
     cases.push(guest("json", "hello", "--serial none --json", |output| {
@@ -47,6 +48,31 @@ pub fn cases() -> Vec<Case> {
         if good { Ok(()) } else { Err(output.differs("a result object of a debug exit")) }
     }));
     cases
+}
+
+/// Output that the host does not take decides how the run ended, also where it is lost only after the guest's own end
+/// (`mark` writes no line feed).
+fn lost_output() -> Vec<Case> {
+    let full = |name: &'static str| {
+        Case::new(format!("bare::{name}_on_a_full_disk"), move |room| {
+            let kernel = kernel(room, name)?;
+            let output = room.guest(&format!("--kernel {kernel} >/dev/full"))?;
+            output.code(123)?.complains("error: write the serial output: No space left on device\n")?;
+            Ok(())
+        })
+    };
+    let closed = |name: &'static str| {
+        Case::new(format!("bare::{name}_for_a_reader_that_has_gone"), move |room| {
+            let (kernel, options) = (kernel(room, name)?, room.ground.options());
+            let mayfly = room.mayfly.display();
+            let output = room.shell(&format!(
+                "mkfifo pipe && exec 3<>pipe 4>pipe 3<&- && {mayfly} run {options} --kernel {kernel} >&4"
+            ))?;
+            output.code(130)?;
+            if output.stderr.is_empty() { Ok(()) } else { Err(output.differs("no complaint")) }
+        })
+    };
+    vec![full("hello"), full("mark"), closed("hello"), closed("mark")]
 }
 
 /// With `--on-reset restart` a reset starts the machine again, with memory as it was loaded.

@@ -105,7 +105,7 @@ pub fn end_of(effect: Effect) -> Option<End> {
         Effect::Exit(code) => End::DebugExit(code),
         Effect::Panicked => End::Panicked { evidence: "its panic notifier said so".to_owned() },
         Effect::Quit => End::Quit,
-        Effect::Broken(why) => End::HostError(Fail::new(Why::Host, "run the guest").because(why)),
+        Effect::Broken(why) => End::HostError(Fail::new(Why::Host, why)),
     })
 }
 

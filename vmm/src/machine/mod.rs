@@ -22,7 +22,7 @@ use devices::catalog::Finish;
 
 use self::assemble::{Assembled, Site, assemble};
 use self::board::Board;
-use self::control::Control;
+use self::control::{Control, end_of};
 use self::load::load;
 pub use self::scout::Scout;
 use self::vcpu::Running;
@@ -138,10 +138,21 @@ impl Machine {
             End::Quit | End::Signalled(_) | End::TimedOut(_) => HASTE,
             _ => PATIENCE,
         };
-        let lost =
-            std::mem::take(&mut self.finishes).into_iter().filter_map(|finish| finish(patience).err()).last();
-        // Output that nobody takes is worth an error only where nothing worse has happened.
-        match (end, lost) {
+        self.finish(end, patience)
+    }
+
+    /// Has the chips hand over the output that they hold; what the run came to after that.
+    fn finish(&mut self, end: End, patience: Duration) -> End {
+        let mut end = end;
+        let mut late = None;
+        for finish in std::mem::take(&mut self.finishes) {
+            match finish(patience) {
+                Ok(effect) => end = end.overruled_by(end_of(effect)),
+                Err(fail) => late = Some(fail),
+            }
+        }
+        // Output that nobody took in time is worth an error only where nothing worse has happened.
+        match (end, late) {
             (End::PoweredOff | End::Reset | End::DebugExit(0), Some(fail)) => End::HostError(fail),
             (end, _) => end,
         }

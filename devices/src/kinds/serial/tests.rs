@@ -323,6 +323,7 @@ fn a_reader_that_goes_away_ends_the_run() {
     assert_eq!(chip.write(DATA, b"\n"), Effect::Quit);
     assert_eq!(chip.write(DATA, b"\n"), Effect::None, "said once");
     assert_eq!(chip.read(LSR, 1), [0x60]);
+    assert_eq!((chip.body.finish.take().unwrap())(Duration::ZERO).unwrap(), Effect::Quit, "and at the end");
 }
 
 #[test]
@@ -331,7 +332,7 @@ fn the_end_of_the_run_drains_what_is_left() {
     let mut chip = fixture.chip::<This>("file=console.log");
     send(&mut chip, b"no end of line");
     assert_eq!(fixture.file(), b"");
-    (chip.body.finish.take().unwrap())(Duration::ZERO).unwrap();
+    assert_eq!((chip.body.finish.take().unwrap())(Duration::ZERO).unwrap(), Effect::None);
     assert_eq!(fixture.file(), b"no end of line");
 }
 
