@@ -210,6 +210,17 @@ guest reset
     jmp 2b
 end reset
 
+// Says that it lives, then pulls the reset line.
+guest again
+    lea rsi, [rip + again_text]
+    say 0x3f8
+    mov al, 0xfe
+    out 0x64, al
+2:  hlt
+    jmp 2b
+again_text: .asciz "alive\n"
+end again
+
 // Says on the pvpanic port that it panicked.
 guest panic
     mov al, 1

@@ -1,16 +1,17 @@
 //! The Linux host: opens files, streams and pseudo-terminals for devices, and says well what it cannot open.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base::fail::why_of;
 use base::host::{Access, Host, Stream, kernel_entropy};
-use base::{Fail, Result, Why};
+use base::{Doing, Fail, Result, Why};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::stdio::{stdin, stdout};
@@ -26,33 +27,16 @@ pub struct LinuxHost {
     raw: Mutex<Option<Raw>>,
     /// Our own ends of pseudo-terminals: while one is open, a reader may come and go without a hang-up.
     peers: Mutex<Vec<OwnedFd>>,
+    /// Ways out by role, where a machine lives more than once: each life goes on where the one before stopped.
+    kept: Option<Mutex<HashMap<String, OwnedFd>>>,
 }
 
 impl Host for LinuxHost {
     fn open(&self, role: &str, path: &Path, access: Access) -> Result<File> {
-        let mut flags = libc::O_NOCTTY;
-        if access.direct {
-            flags |= libc::O_DIRECT;
-        }
         if access.create {
-            // An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
-            flags |= libc::O_NONBLOCK;
+            return self.keep(role, || open(role, path, access).map(OwnedFd::from)).map(File::from);
         }
-        let opened = OpenOptions::new()
-            .read(!access.create)
-            .write(access.write)
-            .create(access.create)
-            .truncate(access.create)
-            .custom_flags(flags)
-            .open(path)
-            .and_then(|file| if file.metadata()?.is_dir() { Err(errno(libc::EISDIR)) } else { Ok(file) });
-        opened.map_err(|cause| {
-            let writing = if access.write { " for writing" } else { "" };
-            let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display()));
-            let hint = remedy(&cause, path, access);
-            let fail = fail.because(cause);
-            if hint.is_empty() { fail } else { fail.hint(hint) }
-        })
+        open(role, path, access)
     }
 
     fn stdio(&self, role: &str) -> Result<Stream> {
@@ -62,8 +46,10 @@ impl Host for LinuxHost {
                 .because("another device has them")
                 .hint("only one of the devices can be on stdio"));
         }
-        let output = writable_share(stdout()).map_err(|cause| {
-            Fail::new(Why::Host, doing()).because(cause).hint("start mayfly with an open standard output")
+        let output = self.keep(role, || {
+            writable_share(stdout()).map_err(|cause| {
+                Fail::new(Why::Host, doing()).because(cause).hint("start mayfly with an open standard output")
+            })
         })?;
         let (input, terminal) = self.input();
         Ok(Stream { input, output, terminal })
@@ -75,10 +61,13 @@ impl Host for LinuxHost {
                 .because(cause)
                 .hint("is /dev/pts mounted?")
         };
-        let (master, peer, name) = open_pty().map_err(doing)?;
+        let master = self.keep(role, || {
+            let (master, peer, name) = open_pty().map_err(doing)?;
+            lock(&self.peers).push(peer);
+            log::tell(&format!("{role} is on {name}"));
+            Ok(master)
+        })?;
         let input = Some(master.try_clone().map_err(doing)?);
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
-        log::tell(&format!("{role} is on {name}"));
         Ok(Stream { input, output: master, terminal: false })
     }
 
@@ -88,6 +77,31 @@ impl Host for LinuxHost {
 }
 
 impl LinuxHost {
+    /// A host for a machine that may live more than once.
+    pub fn for_lives() -> LinuxHost {
+        LinuxHost { kept: Some(Mutex::default()), ..LinuxHost::default() }
+    }
+
+    /// Makes ready for the next life: everything may be asked for again, and output goes on where it stopped.
+    pub fn begin_again(&self) {
+        self.stdio_taken.store(false, Ordering::SeqCst);
+        // The terminal is set to raw mode anew by whoever asks for it, so that nothing is left behind in between.
+        drop(lock(&self.raw).take());
+    }
+
+    /// The way out that `role` had in an earlier life, or a new one.
+    fn keep(&self, role: &str, make: impl FnOnce() -> Result<OwnedFd>) -> Result<OwnedFd> {
+        let Some(kept) = &self.kept else { return make() };
+        let doing = || format!("keep the {role} for another life");
+        let mut kept = lock(kept);
+        if let Some(fd) = kept.get(role) {
+            return fd.try_clone().doing(Why::Host, doing);
+        }
+        let fd = make()?;
+        kept.insert(role.to_owned(), fd.try_clone().doing(Why::Host, doing)?);
+        Ok(fd)
+    }
+
     /// Standard input, and whether it is a terminal that is raw now.
     fn input(&self) -> (Option<OwnedFd>, bool) {
         // A closed one (`<&-`) is no input.
@@ -97,7 +111,7 @@ impl LinuxHost {
         }
         match terminal::enter() {
             Ok(Some(raw)) => {
-                *self.raw.lock().unwrap_or_else(PoisonError::into_inner) = Some(raw);
+                *lock(&self.raw) = Some(raw);
                 (Some(input), true)
             }
             Ok(None) => {
@@ -110,6 +124,33 @@ impl LinuxHost {
             }
         }
     }
+}
+
+/// Opens a file; what keeps it from being opened comes with the remedy.
+fn open(role: &str, path: &Path, access: Access) -> Result<File> {
+    let mut flags = libc::O_NOCTTY;
+    if access.direct {
+        flags |= libc::O_DIRECT;
+    }
+    if access.create {
+        // An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
+        flags |= libc::O_NONBLOCK;
+    }
+    let opened = OpenOptions::new()
+        .read(!access.create)
+        .write(access.write)
+        .create(access.create)
+        .truncate(access.create)
+        .custom_flags(flags)
+        .open(path)
+        .and_then(|file| if file.metadata()?.is_dir() { Err(errno(libc::EISDIR)) } else { Ok(file) });
+    opened.map_err(|cause| {
+        let writing = if access.write { " for writing" } else { "" };
+        let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display()));
+        let hint = remedy(&cause, path, access);
+        let fail = fail.because(cause);
+        if hint.is_empty() { fail } else { fail.hint(hint) }
+    })
 }
 
 /// A share of `fd` to which writes do not block, if that is possible without making the other programs' writes
@@ -147,6 +188,10 @@ fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
     Ok((master, peer, name))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn errno(number: i32) -> io::Error {
@@ -240,6 +285,23 @@ mod tests {
         let fifo = place.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(refused(&fifo, OUTPUT).ends_with("hint: nobody reads it: start its reader first"));
+    }
+
+    #[test]
+    fn output_goes_on_in_the_next_life() {
+        let place = tempfile::tempdir().unwrap();
+        let log = place.path().join("log");
+        std::fs::write(&log, "old").unwrap();
+        let host = LinuxHost::for_lives();
+        for _ in 0..2 {
+            let output = host.open("serial output", &log, OUTPUT).unwrap();
+            rustix::io::write(output, b"life\n").unwrap();
+            host.begin_again();
+        }
+        assert_eq!(std::fs::read(&log).unwrap(), b"life\nlife\n");
+        let [first, second] =
+            [0, 1].map(|_| ptsname(host.pty("serial").unwrap().output, Vec::new()).unwrap());
+        assert_eq!(first, second, "the reader of a pseudo-terminal need not look for another");
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub fn cases() -> Vec<Case> {
     }
     cases.extend(lost_output());
     cases.push(restart());
+    cases.push(restart_without_its_kernel());
     cases.push(signal());
     cases.push(guest("json", "hello", "--serial none --json", |output| {
         output.code(0)?;
@@ -75,11 +76,31 @@ fn lost_output() -> Vec<Case> {
     vec![full("hello"), full("mark"), closed("hello"), closed("mark")]
 }
 
-/// With `--on-reset restart` a reset starts the machine again, with memory as it was loaded.
+/// With `--on-reset restart` a reset starts the machine again, with memory as it was loaded and output that goes on.
 fn restart() -> Case {
     Case::new("bare::on_reset_restart", |room| {
-        let kernel = kernel(room, "reset")?;
-        room.guest(&format!("--kernel {kernel} --on-reset restart --timeout 500ms"))?.code(124)?;
+        let kernel = kernel(room, "again")?;
+        let run = format!("--kernel {kernel} --on-reset restart --serial file=log");
+        room.guest(&format!("{run} --timeout 1s"))?.code(124)?;
+        let log = room.shell("cat log")?;
+        let said = log.text();
+        let lives = said.lines().count();
+        let good = lives > 1 && said.lines().take(lives - 1).all(|line| line == "alive");
+        if good { Ok(()) } else { Err(log.differs("the words of several lives, whole")) }
+    })
+}
+
+/// What goes wrong in a later life is no failure to start.
+fn restart_without_its_kernel() -> Case {
+    Case::new("bare::on_reset_restart_without_its_kernel", |room| {
+        let (kernel, options) = (kernel(room, "again")?, room.ground.options());
+        let mayfly = room.mayfly.display();
+        let script = format!(
+            "{mayfly} run {options} --kernel {kernel} --on-reset restart --timeout 30s --serial file=log --json=result & \
+             until grep -q alive log 2>/dev/null; do sleep 0.02; done; rm {kernel}; wait $!"
+        );
+        room.shell(&script)?.code(123)?.complains("error: open kernel ")?;
+        room.shell("cat result")?.mentions(r#""end":"host-error","exit_code":123"#)?;
         Ok(())
     })
 }

@@ -34,27 +34,38 @@ use crate::plan::{OnReset, Plan};
 /// Runs the machine of `plan` until it ends. `scout` was sent ahead, `started` is when the process began.
 ///
 /// # Errors
-/// The machine could not be started. What goes wrong later is a [`Report`] too.
+/// The machine could not be started. What goes wrong later, also in starting it again, is a [`Report`] too.
 pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
-    // A time that no clock can hold is no limit.
-    let deadline =
-        plan.timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit.duration())?)));
-    let hypervisor = scout.hypervisor()?;
+    let again = plan.on_reset == OnReset::Restart;
+    let host = if again { LinuxHost::for_lives() } else { LinuxHost::default() };
+    let mut before = None;
     loop {
-        // A host for each life: the standard streams are handed out once.
-        let host = LinuxHost::default();
-        let control = Control::new(deadline)?;
-        let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
-            .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
-        let kernel = Kernel::open(&kernel::locate(&plan.kernel)?)?;
-        let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
-        vm.set_cpuid(scout.cpuid()?);
-        let machine = Machine::build(plan, vm, memory, &kernel, &host, control)?;
-        let report = machine.run(plan, Some(scout), started);
-        if !(matches!(report.end, End::Reset) && plan.on_reset == OnReset::Restart) {
+        let report = match (live(plan, scout, &host, started), before) {
+            (Ok(report), _) => report,
+            (Err(fail), Some(report)) => return Ok(Report { end: End::HostError(fail), ..report }),
+            (Err(fail), None) => return Err(fail),
+        };
+        if !(again && matches!(report.end, End::Reset)) {
             return Ok(report);
         }
+        before = Some(report);
+        host.begin_again();
     }
+}
+
+/// One life of the machine.
+fn live(plan: &Plan, scout: &Scout, host: &dyn Host, started: Instant) -> Result<Report> {
+    // A time that no clock can hold is no limit.
+    let deadline = plan.timeout.and_then(|limit| Some((limit, started.checked_add(limit.duration())?)));
+    let hypervisor = scout.hypervisor()?;
+    let control = Control::new(deadline)?;
+    let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
+        .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
+    let kernel = Kernel::open(&kernel::locate(&plan.kernel)?)?;
+    let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
+    vm.set_cpuid(scout.cpuid()?);
+    let machine = Machine::build(plan, vm, memory, &kernel, host, control)?;
+    Ok(machine.run(plan, Some(scout), started))
 }
 
 /// How long the host may take nothing of the guest's last output before it is given up.
