@@ -299,7 +299,7 @@ macro_rules! catalog {
     };
 }
 
-catalog! { rng blk serial i8042 rtc debugcon debugexit pvpanic power }
+catalog! { rng blk vsock serial i8042 rtc debugcon debugexit pvpanic power }
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Entry> {

@@ -112,8 +112,9 @@ fn check_shape(name: &str, device: &dyn Device) {
     assert!(device.config().len() <= 0xf00, "{name}: its configuration fits into the window");
 }
 
-/// Sets up all queues, starts the device and has it answer one polite request.
-fn works(name: &str, rig: &mut Rig) {
+/// Sets up all queues, starts the device, offers a polite request in each and has it answer one: the queue it was in.
+/// Of the others some wait for what the host has for the guest.
+fn works(name: &str, rig: &mut Rig) -> u16 {
     let features = rig.offered();
     assert!(rig.negotiate(features), "{name} accepts what it offers");
     let mut queues = Vec::new();
@@ -128,13 +129,20 @@ fn works(name: &str, rig: &mut Rig) {
     rig.go();
     let all = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
     assert_eq!(rig.get(reg::STATUS), all, "{name} starts");
-    let Some(queue) = queues.first_mut() else { return };
     // 16 bytes of zeros and room: entropy, or the first sectors of a disk.
     rig.ram().write_slice(&[0; 16], GuestAddress(0x1000)).unwrap();
-    queue.push(rig.ram(), &[(0x1000, 16, false), (0x2000, 4097, true)]);
-    rig.notify(0);
-    rig.wait_used(queue);
-    assert_eq!(rig.get(reg::STATUS), all, "{name} is well after a request");
+    for queue in &mut queues {
+        queue.push(rig.ram(), &[(0x1000, 16, false), (0x2000, 4097, true)]);
+        rig.notify(queue.index);
+    }
+    loop {
+        let seen = rig.bell.edges();
+        assert_eq!(rig.get(reg::STATUS), all, "{name} is well after a request");
+        if let Some(queue) = queues.iter_mut().find_map(|queue| queue.pop(rig.ram()).map(|_| queue.index)) {
+            return queue;
+        }
+        rig.bell.wait(seen);
+    }
 }
 
 #[test]
@@ -268,9 +276,9 @@ fn resident_bytes() -> u64 {
 fn lying_rings_break_nothing_but_themselves() {
     for (name, mut rig) in virtio() {
         let mut dice = Dice::new(name);
-        works(name, &mut rig);
+        let busy = works(name, &mut rig);
         let before = resident_bytes();
-        let mut queue = rig.start(u64::MAX, 64);
+        let mut queue = rig.start_with(busy, u64::MAX, 64);
         for round in 0..ROUNDS {
             lie_about_ring(&mut dice, &mut rig, &mut queue);
             if dice.below(3) == 0 {
@@ -280,15 +288,15 @@ fn lying_rings_break_nothing_but_themselves() {
             if rig.get(reg::STATUS) & NEEDS_RESET != 0 || dice.below(32) == 0 {
                 let features = if dice.below(2) == 0 { u64::MAX } else { !(EVENT_IDX | INDIRECT) };
                 let size = dice.pick(&[1, 2, 16, 64]);
-                queue = rig.start(features, size);
+                queue = rig.start_with(busy, features, size);
             }
             if round % 16 == 0 {
                 lie_about_addresses(&mut dice, &mut rig);
-                queue = rig.start(u64::MAX, 64);
+                queue = rig.start_with(busy, u64::MAX, 64);
             }
             if round % 250 == 0 {
                 works(name, &mut rig);
-                queue = rig.start(u64::MAX, 64);
+                queue = rig.start_with(busy, u64::MAX, 64);
             }
         }
         works(name, &mut rig);
@@ -301,7 +309,8 @@ fn lying_rings_break_nothing_but_themselves() {
 #[test]
 fn a_guest_that_never_stops_leaves_the_lane_to_others() {
     for (name, mut rig) in virtio() {
-        let queue = rig.start(EVENT_IDX, 64);
+        let busy = works(name, &mut rig);
+        let queue = rig.start_with(busy, EVENT_IDX, 64);
         Virtq::describe(rig.ram(), queue.desc, 0, 0x1000, 16, 1, 1);
         Virtq::describe(rig.ram(), queue.desc, 1, 0x2000, 513, 2, 0);
         let (memory, stop) = (rig.memory.clone(), std::sync::atomic::AtomicBool::new(false));
@@ -319,7 +328,7 @@ fn a_guest_that_never_stops_leaves_the_lane_to_others() {
             });
             // Each `settle` waits for the lane, which has to come back from the device for it.
             while rig.meter("kicks") < 1000 {
-                rig.notify(0);
+                rig.notify(busy);
                 rig.settle();
             }
             stop.store(true, Ordering::SeqCst);

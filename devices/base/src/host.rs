@@ -2,6 +2,7 @@
 //! test can hand out fakes.
 
 pub mod fake;
+pub mod socket;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::fail::Result;
+pub use socket::Listener;
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +36,9 @@ pub struct Stream {
 
 /// Fills a buffer with random bytes, or says that the host has none to give.
 pub type Entropy = Arc<dyn Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync>;
+
+/// Connects to the Unix stream socket at a path; what it gives does not block.
+pub type Dialer = Arc<dyn Fn(&Path) -> std::io::Result<OwnedFd> + Send + Sync>;
 
 /// Random bytes from the host kernel's generator; waits at most once after the host's start, for its seed.
 ///
@@ -71,6 +76,19 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As the host answers.
     fn pty(&self, role: &str) -> Result<Stream>;
+
+    /// Listens on a Unix stream socket at `path`, which vanishes with the answer. `role` says who does.
+    ///
+    /// # Errors
+    /// The path is in use, too long, or the host refuses.
+    fn listen(&self, role: &str, path: &Path) -> Result<Listener> {
+        socket::listen(role, path)
+    }
+
+    /// A way to the Unix sockets of others, for a device that connects to them as long as it lives.
+    fn dialer(&self) -> Dialer {
+        Arc::new(socket::dial)
+    }
 
     /// A share of the process's error stream.
     ///

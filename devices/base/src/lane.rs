@@ -43,6 +43,9 @@ pub enum Interest {
     /// An eventfd was written to since the last call: reported once for each wake-up, so it need not be read
     /// (edge-triggered; its counter would take centuries to fill).
     Rung,
+    /// Something may be read or written that could not be before, or the other side has hung up: reported once for
+    /// each change, so whoever hears of it goes on until the descriptor answers `EAGAIN` (edge-triggered).
+    Changes,
 }
 
 /// What a piece of work can ask of its lane while it is being called.
@@ -61,6 +64,7 @@ impl Context<'_> {
             Interest::Readable => EventFlags::IN,
             Interest::Writable => EventFlags::OUT,
             Interest::Rung => EventFlags::IN | EventFlags::ET,
+            Interest::Changes => EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET,
         };
         epoll::add(&self.lane.poll, fd, EventData::new_u64(pack(self.me, token)), flags)?;
         Ok(())

@@ -9,6 +9,7 @@ pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
 pub mod serial;
+pub mod vsock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

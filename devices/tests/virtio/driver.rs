@@ -182,11 +182,16 @@ impl Rig {
         self.set(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
     }
 
-    /// All of it, with one queue of `size` entries: features that are not offered are left out.
+    /// All of it, with queue 0 of `size` entries: features that are not offered are left out.
     pub fn start(&mut self, features: u64, size: u16) -> Virtq {
+        self.start_with(0, features, size)
+    }
+
+    /// The same with queue `index` and no other.
+    pub fn start_with(&mut self, index: u16, features: u64, size: u16) -> Virtq {
         let features = (features | VERSION_1) & self.offered();
         assert!(self.negotiate(features), "features {features:#x} are accepted");
-        let queue = self.queue(0, size, features);
+        let queue = self.queue(index, size, features);
         self.go();
         assert_eq!(self.get(reg::STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         queue
@@ -318,6 +323,12 @@ impl Virtq {
             self.want_interrupt_after(ram, self.last_used);
         }
         Some((head, len))
+    }
+
+    /// Whether no chain has come back since the last [`Virtq::pop`].
+    pub fn is_empty(&self, ram: &Ram) -> bool {
+        let index: u16 = ram.load(GuestAddress(self.used + 2), std::sync::atomic::Ordering::SeqCst).unwrap();
+        u16::from_le(index) == self.last_used
     }
 
     /// Sets `used_event`.

@@ -4,3 +4,4 @@ mod blk;
 mod driver;
 mod rng;
 mod transport;
+mod vsock;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::pipe;
 
-use super::{Access, Entropy, Host, Stream};
+use super::{Access, Dialer, Entropy, Host, Listener, Stream, socket};
 use crate::fail::{Doing, Fail, Result, Why};
 
 /// Bytes in a file that a test opens without having made it.
@@ -23,6 +23,16 @@ pub struct FakeHost {
     /// The other ends of the streams handed out, so that writes to them do not fail.
     ends: Mutex<Vec<OwnedFd>>,
     drawn: Arc<AtomicU64>,
+    /// Sockets listened on: the paths, and the names they have instead.
+    sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
+}
+
+type Names = Mutex<HashMap<PathBuf, String>>;
+
+/// The connection to what listens at `path`.
+fn dial(names: &Names, path: &Path) -> std::io::Result<OwnedFd> {
+    let name = names.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned();
+    socket::dial_unnamed(&name.ok_or(std::io::ErrorKind::NotFound)?)
 }
 
 impl FakeHost {
@@ -44,6 +54,14 @@ impl FakeHost {
     /// Puts `file` at `path`.
     pub fn put(&self, path: &Path, file: File) {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), file);
+    }
+
+    /// Connects to the socket that a device listens on at `path`.
+    ///
+    /// # Errors
+    /// None does.
+    pub fn dial(&self, path: &Path) -> std::io::Result<OwnedFd> {
+        dial(&self.sockets, path)
     }
 
     fn stream(&self, role: &str) -> Result<Stream> {
@@ -80,6 +98,22 @@ impl Host for FakeHost {
 
     fn pty(&self, role: &str) -> Result<Stream> {
         self.stream(role)
+    }
+
+    fn listen(&self, role: &str, path: &Path) -> Result<Listener> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Names are the host's, so that other tests may run beside this one.
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let name = format!("mayfly-fake-{}-{number}", std::process::id());
+        let doing = || format!("listen for {role} on {}", path.display());
+        let listening = socket::listen_unnamed(&name).doing(Why::Host, doing)?;
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), name);
+        Ok(Listener::new(listening, ()))
+    }
+
+    fn dialer(&self) -> Dialer {
+        let sockets = self.sockets.clone();
+        Arc::new(move |path| dial(&sockets, path))
     }
 
     fn stderr(&self) -> std::io::Result<OwnedFd> {

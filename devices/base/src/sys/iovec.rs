@@ -111,4 +111,37 @@ impl Iovecs {
         let moved = unsafe { libc::pwritev(file.as_raw_fd(), list, count, offset) };
         usize::try_from(moved).map_err(|_| io::Error::last_os_error())
     }
+
+    /// Receives from `socket` without waiting; bytes moved, 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// As `recvmsg(2)`; `WouldBlock`: nothing is there.
+    pub fn receive(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut message = self.message();
+        // SAFETY: the list is alive, and each piece is mapped writable memory of its length that nobody refers to (see
+        // `read_at`).
+        let moved = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends to `socket` without waiting; bytes moved, maybe fewer than there are.
+    ///
+    /// # Errors
+    /// As `sendmsg(2)`; `WouldBlock`: nothing is taken now.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let message = self.message();
+        // SAFETY: the list is alive, and each piece is mapped readable memory of its length.
+        let moved = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn message(&self) -> libc::msghdr {
+        let (list, count) = self.raw();
+        // SAFETY: all-zero is a valid `msghdr`: no address, no pieces, no ancillary data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = list.cast_mut();
+        message.msg_iovlen = usize::try_from(count).unwrap_or(0);
+        message
+    }
 }

@@ -1,0 +1,79 @@
+//! Sockets between guest and host: virtio-vsock (virtio 1.2, section 5.10), ending in Unix sockets of the host.
+//!
+//! A program of the host connects to the device's socket, says `CONNECT port`, and after the answer `OK port` is
+//! joined to the program of the guest that listens there. A program of the guest that connects to the host's port N
+//! is joined to whoever listens on the Unix socket `PATH_N`.
+
+mod connection;
+mod device;
+mod packet;
+mod table;
+mod traffic;
+
+use std::path::PathBuf;
+
+use base::host::socket::NAME_MAX;
+use base::{Fail, Result, Why};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::device::{Site, Vsock};
+use crate::catalog::{Body, Kind, Kit, Presence};
+
+/// The first context ID that no one has yet (section 5.10.4).
+const FIRST_CID: u32 = 3;
+/// What is added to the path for the largest port.
+const LONGEST_PORT: usize = "_4294967295".len();
+
+/// A socket device.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The Unix socket on which programs of the host reach the guest; it is made, and removed at the end. A guest's
+    /// connection to the host's port N goes to the Unix socket of that name with `_N` at its end.
+    pub path: PathBuf,
+    /// The guest's context ID: 3 to 4294967294.
+    #[serde(default = "first_cid")]
+    pub cid: u32,
+}
+
+fn first_cid() -> u32 {
+    FIRST_CID
+}
+
+/// The kind.
+pub struct This;
+
+impl Kind for This {
+    type Spec = Spec;
+    const NAME: &'static str = "vsock";
+    const FLAG: &'static str = "vsock";
+    const SUMMARY: &'static str =
+        "sockets between guest and host, over a Unix socket of the host (virtio-vsock)";
+    const BARE: &'static str = "path";
+    const EXAMPLE: &'static str = "path=guest.sock";
+    const PRESENCE: Presence = Presence::OnRequest;
+
+    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+        if spec.cid < FIRST_CID || spec.cid == u32::MAX {
+            return Err(Fail::new(Why::Usage, format!("give {} the context ID {}", kit.name, spec.cid))
+                .because(format!("a guest has one of {FIRST_CID} to {}", u32::MAX - 1)));
+        }
+        let room = NAME_MAX.saturating_sub(LONGEST_PORT);
+        if spec.path.as_os_str().len() > room {
+            return Err(Fail::new(Why::Usage, format!("use {} for {}", spec.path.display(), kit.name))
+                .because(format!(
+                    "the name of a socket has at most {room} bytes, so that `_PORT` fits behind it"
+                ))
+                .hint("name it relative to the directory mayfly is started in"));
+        }
+        let site = Site {
+            listener: kit.host.listen(kit.name, &spec.path)?,
+            dialer: kit.host.dialer(),
+            clock: kit.clock.clone(),
+            memory: kit.memory.clone(),
+            path: spec.path.clone(),
+        };
+        Ok(Body::Virtio(Box::new(Vsock::new(site, spec.cid))))
+    }
+}
