@@ -1,10 +1,12 @@
 //! The initial RAM disk: parts laid one after another, as high in memory as the kernel allows.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use base::fail::{unreadable, why_of};
+use base::host::open_to_read;
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use vm_memory::{Bytes, GuestAddress};
@@ -47,9 +49,13 @@ fn reading(path: &Path) -> String {
 fn open(path: &Path) -> Result<(Content<'_>, u64)> {
     let fail = |cause: &'static str| Fail::new(Why::Invalid, reading(path)).because(cause);
     let told = |error: io::Error| unreadable(reading(path), path, error);
-    let about = fs::metadata(path).map_err(told)?;
+    let file = open_to_read(path).map_err(told)?;
+    let about = file.metadata().map_err(told)?;
     if about.is_dir() {
         return Err(fail("it is a directory").hint("pack it: (cd DIR && find . | cpio -o -H newc) > initrd"));
+    }
+    if about.file_type().is_fifo() {
+        return Err(fail("it is a pipe, not a regular file").hint("write it to a file first"));
     }
     if !about.is_file() {
         return Err(fail("it is not a regular file"));
@@ -57,7 +63,7 @@ fn open(path: &Path) -> Result<(Content<'_>, u64)> {
     if about.len() == 0 {
         return Err(fail("it is empty"));
     }
-    Ok((Content::File(path, File::open(path).map_err(told)?), about.len()))
+    Ok((Content::File(path, file), about.len()))
 }
 
 /// Sees to it that the part in a file can be read, and reads nothing.

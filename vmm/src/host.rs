@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -128,22 +128,7 @@ impl LinuxHost {
 
 /// Opens a file; what keeps it from being opened comes with the remedy.
 fn open(role: &str, path: &Path, access: Access) -> Result<File> {
-    let mut flags = libc::O_NOCTTY;
-    if access.direct {
-        flags |= libc::O_DIRECT;
-    }
-    if access.create {
-        // An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
-        flags |= libc::O_NONBLOCK;
-    }
-    let opened = OpenOptions::new()
-        .read(!access.create)
-        .write(access.write)
-        .create(access.create)
-        .truncate(access.create)
-        .custom_flags(flags)
-        .open(path)
-        .and_then(|file| if file.metadata()?.is_dir() { Err(errno(libc::EISDIR)) } else { Ok(file) });
+    let opened = if access.create { open_output(path, access) } else { open_image(path, access) };
     opened.map_err(|cause| {
         let writing = if access.write { " for writing" } else { "" };
         let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display()));
@@ -151,6 +136,40 @@ fn open(role: &str, path: &Path, access: Access) -> Result<File> {
         let fail = fail.because(cause);
         if hint.is_empty() { fail } else { fail.hint(hint) }
     })
+}
+
+/// An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
+fn open_output(path: &Path, access: Access) -> io::Result<File> {
+    let flags = flags(access) | OFlags::NONBLOCK;
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(as_number(flags)).open(path)
+}
+
+/// A block device to be written is taken for ourselves, which the kernel refuses if it is mounted. What is none is
+/// opened without waiting for its other end, should it have one.
+fn open_image(path: &Path, access: Access) -> io::Result<File> {
+    let about = std::fs::metadata(path)?;
+    if about.is_dir() {
+        return Err(errno(libc::EISDIR));
+    }
+    let flags = flags(access);
+    let open =
+        |flags| OpenOptions::new().read(true).write(access.write).custom_flags(as_number(flags)).open(path);
+    if about.file_type().is_block_device() {
+        return open(if access.write { flags | OFlags::EXCL } else { flags });
+    }
+    let file = open(flags | OFlags::NONBLOCK)?;
+    // For io_uring, a file in this mode may answer `EAGAIN` where it should wait for its disk.
+    fcntl_setfl(&file, flags)?;
+    Ok(file)
+}
+
+fn flags(access: Access) -> OFlags {
+    if access.direct { OFlags::NOCTTY | OFlags::DIRECT } else { OFlags::NOCTTY }
+}
+
+/// Flags as the standard library takes them.
+fn as_number(flags: OFlags) -> i32 {
+    flags.bits().cast_signed()
 }
 
 /// A share of `fd` to which writes do not block, if that is possible without making the other programs' writes
@@ -218,6 +237,9 @@ fn remedy(cause: &io::Error, path: &Path, access: Access) -> String {
         libc::EROFS if access.create => "choose a place on a writable file system".to_owned(),
         libc::EROFS => "pass readonly=on, or copy the file to a writable file system".to_owned(),
         libc::EISDIR => "name a file, not a directory".to_owned(),
+        libc::EBUSY if access.write && !access.create => {
+            format!("unmount it (findmnt {shown}) or end the program that has it, or pass readonly=on")
+        }
         libc::EBUSY | libc::ETXTBSY => "another program holds it for itself: end that one first".to_owned(),
         libc::ENXIO => "nobody reads it: start its reader first".to_owned(),
         libc::EINVAL if access.direct => "its file system knows no O_DIRECT: leave that off".to_owned(),
@@ -263,6 +285,34 @@ mod tests {
             let text = refused(place.path(), access);
             assert!(text.ends_with("Is a directory\n  hint: name a file, not a directory"), "{text}");
         }
+    }
+
+    #[test]
+    fn no_image_makes_us_wait_and_none_is_left_in_a_mode_of_its_own() {
+        let place = tempfile::tempdir().unwrap();
+        let fifo = place.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        let host = LinuxHost::default();
+        for access in [READ, WRITE] {
+            let file = host.open("disk0 image", &fifo, access).unwrap();
+            assert!(!fcntl_getfl(file).unwrap().contains(OFlags::NONBLOCK), "{access:?}");
+        }
+    }
+
+    #[test]
+    fn a_block_device_is_written_by_one_alone() {
+        let device = Path::new("/dev/loop7");
+        let host = LinuxHost::default();
+        let first = match host.open("disk0 image", device, WRITE) {
+            Ok(first) => first,
+            Err(fail) => return eprintln!("skipped: {fail}"),
+        };
+        let fail = host.open("disk1 image", device, WRITE).unwrap_err();
+        assert_eq!(fail.why, Why::Denied);
+        assert!(fail.to_string().contains("hint: unmount it (findmnt /dev/loop7)"), "{fail}");
+        host.open("disk1 image", device, READ).unwrap();
+        drop(first);
+        host.open("disk0 image", device, WRITE).unwrap();
     }
 
     #[test]

@@ -9,7 +9,8 @@ use base::{Fail, Why};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use crate::plan::{Accel, Period};
+use crate::hv::Kind;
+use crate::plan::{Accel, Period, Plan};
 
 /// Exit codes of `mayfly run`, besides the guest's own (debug-exit) and 128 + N for signal N.
 pub mod code {
@@ -131,7 +132,7 @@ impl End {
             End::PoweredOff | End::Reset | End::DebugExit(_) | End::Quit => None,
             End::Panicked { evidence } => because(Why::Host, format!("its kernel panicked ({evidence})")),
             End::Crashed { detail } => because(Why::Host, detail.clone()),
-            End::TimedOut(limit) => because(Why::Host, format!("it was still running after {limit}")),
+            End::TimedOut(limit) => because(Why::Host, format!("it was not over after {limit}")),
             End::Signalled(signal) => because(Why::Host, format!("signal {signal} ended the run")),
             End::HostError(fail) => {
                 let told = Fail::new(fail.why, fail.summary());
@@ -163,8 +164,8 @@ pub struct Report {
 /// Times of a run, from [`process_start`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Times {
-    /// To the guest's first instruction.
-    pub first_instruction: Duration,
+    /// To the guest's first instruction; `None` if it came to none.
+    pub first_instruction: Option<Duration>,
     /// To the end of the guest.
     pub end: Duration,
 }
@@ -182,7 +183,7 @@ impl Serialize for Times {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let mut object = serializer.serialize_struct("Times", 2)?;
-        object.serialize_field("first_instruction", &millis(self.first_instruction))?;
+        object.serialize_field("first_instruction", &self.first_instruction.map(millis))?;
         object.serialize_field("end", &millis(self.end))?;
         object.end()
     }
@@ -203,6 +204,25 @@ struct Line<'a> {
 }
 
 impl Report {
+    /// What a run came to that ended before its guest began.
+    pub fn unborn(plan: &Plan, end: End, started: Instant) -> Report {
+        Report {
+            end,
+            accel: plan.accel,
+            cpus: plan.cpus,
+            times: Times { first_instruction: None, end: started.elapsed() },
+            exits: Kind::NAMES.iter().map(|(_, name)| (*name, 0)).collect(),
+            memory: Ram { size: plan.memory.bytes(), touched: 0 },
+            mid_line: false,
+        }
+    }
+
+    /// The same run, which went on and came to another end.
+    #[must_use]
+    pub fn but(self, end: End, started: Instant) -> Report {
+        Report { end, times: Times { end: started.elapsed(), ..self.times }, ..self }
+    }
+
     /// The result object, on one line, without its newline.
     pub fn json(&self) -> String {
         let complaint = self.end.complaint();
@@ -317,7 +337,7 @@ mod tests {
             (End::DebugExit(33), 33, None),
             (End::Panicked { evidence: "pvpanic".into() }, 120, Some("its kernel panicked (pvpanic)")),
             (End::Crashed { detail: "triple fault at 0x10".into() }, 122, Some("triple fault at 0x10")),
-            (End::TimedOut("90s".parse().unwrap()), 124, Some("it was still running after 90s")),
+            (End::TimedOut("90s".parse().unwrap()), 124, Some("it was not over after 90s")),
             (End::Quit, 130, None),
             (End::Signalled(15), 143, Some("signal 15 ended the run")),
         ] {
@@ -379,7 +399,7 @@ mod tests {
             accel: Accel::Kvm,
             cpus: 1,
             times: Times {
-                first_instruction: Duration::from_micros(1900),
+                first_instruction: Some(Duration::from_micros(1900)),
                 end: Duration::from_micros(12345),
             },
             exits: BTreeMap::from([("io", 3)]),

@@ -10,12 +10,13 @@ mod payload;
 pub mod scan;
 mod source;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base::fail::{unreadable, why_of};
+use base::host::open_to_read;
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use linux_loader::loader::bootparam::setup_header;
@@ -117,19 +118,33 @@ fn opening(path: &Path) -> String {
     format!("open kernel {}", path.display())
 }
 
+fn open_file(path: &Path) -> Result<(File, Metadata)> {
+    let opened = open_to_read(path).and_then(|file| file.metadata().map(|about| (file, about)));
+    opened.map_err(|cause| unreadable(opening(path), path, cause))
+}
+
 impl Kernel {
+    /// Opens and recognises the kernel that `path` means: the file itself, or the one that [`locate`] finds in a
+    /// directory.
+    ///
+    /// # Errors
+    /// As [`locate`] and [`Kernel::open`].
+    pub fn find(path: &Path) -> Result<Kernel> {
+        let (file, about) = open_file(path)?;
+        if about.is_dir() { Kernel::open(&locate(path)?) } else { Kernel::at(path, file, &about) }
+    }
+
     /// Opens and recognises the image at `path`. Only headers are read.
     ///
     /// # Errors
     /// The file cannot be opened, or is no kernel that boots here: the failure says what it is.
     pub fn open(path: &Path) -> Result<Kernel> {
-        let about = fs::metadata(path).map_err(|e| unreadable(opening(path), path, e))?;
-        // Opening a pipe would wait for its writer.
-        if about.file_type().is_fifo() {
-            return Err(Fail::new(Why::Invalid, opening(path)).because("it is a pipe, not a regular file"));
-        }
-        let file = File::open(path).map_err(|e| unreadable(opening(path), path, e))?;
-        let kernel = Kernel::read(path.display().to_string(), file)?;
+        let (file, about) = open_file(path)?;
+        Kernel::at(path, file, &about)
+    }
+
+    fn at(path: &Path, file: File, about: &Metadata) -> Result<Kernel> {
+        let kernel = Kernel::from_file(path.display().to_string(), file, about)?;
         Ok(Kernel { path: Some(path.to_owned()), ..kernel })
     }
 
@@ -140,15 +155,17 @@ impl Kernel {
     pub fn read(name: impl Into<String>, file: File) -> Result<Kernel> {
         let name = name.into();
         let about = file.metadata().doing(Why::Host, || format!("open kernel {name}"))?;
-        if about.is_dir() {
-            return Err(Fail::new(Why::Invalid, format!("open kernel {name}")).because("it is a directory"));
+        Kernel::from_file(name, file, &about)
+    }
+
+    fn from_file(name: String, file: File, about: &Metadata) -> Result<Kernel> {
+        let refuse = |what| Err(Fail::new(Why::Invalid, format!("open kernel {name}")).because(what));
+        match about.file_type() {
+            kind if kind.is_file() => Kernel::recognise(name, Source::File(Arc::new(file), about.len())),
+            kind if kind.is_dir() => refuse("it is a directory"),
+            kind if kind.is_fifo() => refuse("it is a pipe, not a regular file"),
+            _ => refuse("it is not a regular file"),
         }
-        if !about.is_file() {
-            return Err(
-                Fail::new(Why::Invalid, format!("open kernel {name}")).because("it is not a regular file")
-            );
-        }
-        Kernel::recognise(name, Source::File(Arc::new(file), about.len()))
     }
 
     /// Recognises the image in memory: for tests and fuzzing.

@@ -398,6 +398,10 @@ fn names_a_path_that_is_none() {
     let text = |path: &Path| Kernel::open(path).unwrap_err().summary();
     assert_eq!(text(dir.path()), format!("open kernel {name}: it is a directory"));
     assert_eq!(text(&dir.path().join("no")), format!("open kernel {name}/no: No such file or directory"));
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    assert_eq!(text(&fifo), format!("open kernel {name}/fifo: it is a pipe, not a regular file"));
     assert_eq!(text(Path::new("/dev/null")), "open kernel /dev/null: it is not a regular file");
 }
 
@@ -410,6 +414,8 @@ fn finds_the_kernel_of_a_build_tree() {
     fs::create_dir_all(&boot).unwrap();
     File::create(boot.join("bzImage")).unwrap();
     assert_eq!(locate(dir.path()).unwrap(), boot.join("bzImage"));
+    let fail = Kernel::find(dir.path()).unwrap_err();
+    assert!(fail.summary().contains("arch/x86/boot/bzImage"), "{fail}");
     let vmlinux = dir.path().join("vmlinux");
     File::create(&vmlinux).unwrap();
     assert_eq!(locate(dir.path()).unwrap(), vmlinux);

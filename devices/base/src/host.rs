@@ -6,6 +6,7 @@ pub mod socket;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,6 +55,14 @@ pub fn kernel_entropy(mut data: &mut [u8]) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Opens a file to read it. Waits for nothing: a pipe without a writer is open at once, and found to be no file.
+///
+/// # Errors
+/// As the host answers.
+pub fn open_to_read(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// What a device may ask of the host.

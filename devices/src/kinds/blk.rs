@@ -25,7 +25,8 @@ pub struct This;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// The image file (raw) or block device; a whole number of 512-byte sectors.
+    /// The image file (raw) or block device; a whole number of 512-byte sectors. A block device that is mounted can only
+    /// be used with readonly=on.
     pub path: String,
     /// on: the guest can only read, and several machines may share the file.
     #[serde(default)]

@@ -45,6 +45,12 @@ pub fn cases() -> Vec<Case> {
         wrong("pvh_where_there_is_none", NOT_STARTED, "hello.elf", |room| {
             Ok(format!("--kernel {} --protocol pvh", kernel(room, "hello")?))
         }),
+        fifo("a_pipe_as_kernel", |_| Ok("--kernel fifo".into())),
+        fifo("a_pipe_as_initrd", |room| Ok(format!("--kernel {} --initrd fifo", kernel(room, "hello")?))),
+        fifo("a_pipe_as_disk", |room| Ok(format!("--kernel {} --disk fifo", kernel(room, "hello")?))),
+        fifo("a_pipe_as_disk_to_read", |room| {
+            Ok(format!("--kernel {} --disk fifo,readonly=on", kernel(room, "hello")?))
+        }),
         wrong("a_serial_file_in_no_directory", NOT_STARTED, "/no/such/log", |room| {
             Ok(format!("--kernel {} --serial file=/no/such/log", kernel(room, "hello")?))
         }),
@@ -90,6 +96,14 @@ fn wrong(
         let output = room.guest(&arguments)?;
         output.code(code)?;
         one_error(&output, named)
+    })
+}
+
+/// A pipe that nobody writes to, where a file should be: the start must not wait for it.
+fn fifo(name: &str, arguments: impl Fn(&mut Room<'_>) -> Result<String, Stop> + 'static) -> Case {
+    wrong(name, NOT_STARTED, "fifo", move |room| {
+        room.shell("mkfifo fifo")?;
+        arguments(room)
     })
 }
 

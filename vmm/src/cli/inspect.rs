@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use base::{Fail, Result, Why};
 use boot::inspect::{Report, State};
-use boot::kernel::{Format, Kernel, locate};
+use boot::kernel::{Format, Kernel};
 use clap::ArgMatches;
 
 use super::{complain, say};
@@ -23,7 +23,7 @@ pub fn inspect(matches: &ArgMatches) -> u8 {
 }
 
 fn text(path: &Path, json: bool) -> Result<String> {
-    let report = boot::inspect::inspect(&Kernel::open(&locate(path)?)?)?;
+    let report = boot::inspect::inspect(&Kernel::find(path)?)?;
     if !json {
         return Ok(render(&report));
     }

@@ -102,7 +102,7 @@ fn probe(scout: &Scout) -> Result<Ring0> {
 
 /// Sees to it that kernel and initrd can be read.
 fn check_boot(plan: &Plan) -> Result<()> {
-    Kernel::open(&boot::kernel::locate(&plan.kernel)?)?;
+    Kernel::find(&plan.kernel)?;
     for initrd in &plan.initrd {
         if let Initrd::File(path) = initrd {
             boot::initrd::check(path)?;

@@ -28,6 +28,9 @@ pub type Deadline = (Period, Instant);
 pub struct Control {
     lane: Lane,
     ends: Receiver<End>,
+    /// Until the lane watches them.
+    signals: Option<OwnedFd>,
+    deadline: Option<Deadline>,
     /// The way in, for vCPUs and devices.
     pub reports: Reports,
 }
@@ -67,13 +70,23 @@ impl Control {
         .doing(Why::Host, doing)?;
         let signals = signals::divert(&signals::heeded(&ENDING)).doing(Why::Host, doing)?;
         let reports = Reports { ends, lane: handle };
-        reports.lane.adopt(Overseer { signals, deadline, ends: reports.ends.clone() });
-        Ok(Control { lane, ends: ended, reports })
+        Ok(Control { lane, ends: ended, signals: Some(signals), deadline, reports })
+    }
+
+    /// Whether the run is over before it has begun: asked between the steps of a start, which may be long.
+    pub fn interrupted(&self) -> Option<End> {
+        let late = |(limit, end): Deadline| (Instant::now() >= end).then_some(End::TimedOut(limit));
+        let signal = || self.signals.as_ref().and_then(signals::next).map(End::Signalled);
+        self.deadline.and_then(late).or_else(signal)
     }
 
     /// Serves the lane until something ends the run. From then on the ending signals end the process at once, so that
     /// an operator who asks twice does not wait for a host that is stuck.
     pub fn wait(&mut self) -> End {
+        if let Some(signals) = self.signals.take() {
+            let ends = self.reports.ends.clone();
+            self.reports.lane.adopt(Overseer { signals, deadline: self.deadline, ends });
+        }
         let end = loop {
             if let Ok(end) = self.ends.try_recv() {
                 break end;
@@ -182,5 +195,26 @@ impl Work for Overseer {
             let _ = self.ends.send(end);
         }
         Effect::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_hears_of_signals_and_of_the_time() {
+        let mut control = Control::new(None).unwrap();
+        let (signals, sender) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        control.signals = Some(signals);
+        assert!(control.interrupted().is_none());
+        // `struct signalfd_siginfo`: 128 bytes that begin with the number.
+        let mut info = [0; 128];
+        info[0] = 15;
+        rustix::io::write(&sender, &info).unwrap();
+        assert!(matches!(control.interrupted(), Some(End::Signalled(15))));
+        let limit: Period = "50ms".parse().unwrap();
+        control.deadline = Some((limit, Instant::now()));
+        assert!(matches!(control.interrupted(), Some(End::TimedOut(_))));
     }
 }

@@ -8,6 +8,7 @@ mod load;
 mod scout;
 mod vcpu;
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use base::host::Host;
 use base::lane::LaneHandle;
 use base::memory::Memory;
 use base::{Doing, Result, Why};
-use boot::kernel::{self, Kernel};
+use boot::kernel::Kernel;
 use devices::catalog::Finish;
 
 use self::assemble::{Assembled, Site, assemble};
@@ -38,11 +39,11 @@ use crate::plan::{OnReset, Plan};
 pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
     let again = plan.on_reset == OnReset::Restart;
     let host = if again { LinuxHost::for_lives() } else { LinuxHost::default() };
-    let mut before = None;
+    let mut before: Option<Report> = None;
     loop {
         let report = match (live(plan, scout, &host, started), before) {
             (Ok(report), _) => report,
-            (Err(fail), Some(report)) => return Ok(Report { end: End::HostError(fail), ..report }),
+            (Err(fail), Some(report)) => return Ok(report.but(End::HostError(fail), started)),
             (Err(fail), None) => return Err(fail),
         };
         if !(again && matches!(report.end, End::Reset)) {
@@ -61,11 +62,13 @@ fn live(plan: &Plan, scout: &Scout, host: &dyn Host, started: Instant) -> Result
     let control = Control::new(deadline)?;
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
         .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
-    let kernel = Kernel::open(&kernel::locate(&plan.kernel)?)?;
+    let kernel = Kernel::find(&plan.kernel)?;
     let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
     vm.set_cpuid(scout.cpuid()?);
-    let machine = Machine::build(plan, vm, memory, &kernel, host, control)?;
-    Ok(machine.run(plan, Some(scout), started))
+    Ok(match Machine::build(plan, vm, memory, &kernel, host, control)? {
+        ControlFlow::Continue(machine) => machine.run(plan, Some(scout), started),
+        ControlFlow::Break(end) => Report::unborn(plan, end, started),
+    })
 }
 
 /// How long the host may take nothing of the guest's last output before it is given up.
@@ -84,6 +87,7 @@ struct Machine {
 }
 
 impl Machine {
+    /// Builds it; or says how the run ended while it was being built.
     fn build(
         plan: &Plan,
         vm: Arc<dyn Vm>,
@@ -91,7 +95,7 @@ impl Machine {
         kernel: &Kernel,
         host: &dyn Host,
         control: Control,
-    ) -> Result<Machine> {
+    ) -> Result<ControlFlow<End, Machine>> {
         // Before the devices: a slot that follows interrupt routing waits for a grace period of the kernel.
         vm.map(&memory)?;
         let site = Site {
@@ -102,14 +106,20 @@ impl Machine {
             reports: &control.reports,
         };
         let Assembled { board, nodes, pins, finishes, lane } = assemble(plan, &site)?;
+        if let Some(end) = control.interrupted() {
+            return Ok(ControlFlow::Break(end));
+        }
         let start = load(plan, kernel, &nodes, pins, &memory)?;
+        if let Some(end) = control.interrupted() {
+            return Ok(ControlFlow::Break(end));
+        }
         let mut vcpus = (0..plan.cpus).map(|id| vm.vcpu(id, plan.cpus)).collect::<Result<Vec<_>>>()?;
         if let Some(first) = vcpus.first_mut() {
             first.start_at(&start)?;
         }
         let board = Arc::new(board);
         control.glean(board.clone());
-        Ok(Machine { board, memory, control, vcpus, finishes, lane })
+        Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane }))
     }
 
     fn run(mut self, plan: &Plan, scout: Option<&Scout>, started: Instant) -> Report {
@@ -120,7 +130,7 @@ impl Machine {
             end: end.explained_by(&watch),
             accel: plan.accel,
             cpus: plan.cpus,
-            times: Times { first_instruction, end: started.elapsed() },
+            times: Times { first_instruction: Some(first_instruction), end: started.elapsed() },
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
             mid_line: watch.mid_line(),

@@ -1,7 +1,8 @@
 //! Whole machines on the fake hypervisor and the fake host: assembly, control, and how each end is told.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use base::host::fake::FakeHost;
 use base::memory::Memory;
@@ -39,7 +40,11 @@ fn kernel() -> Kernel {
 }
 
 fn run(plan: Plan, scripts: Vec<Vec<Step>>) -> (Arc<FakeVm>, Report) {
-    let started = Instant::now();
+    run_since(Instant::now(), plan, scripts)
+}
+
+/// Runs a machine whose process began at `started`.
+fn run_since(started: Instant, plan: Plan, scripts: Vec<Vec<Step>>) -> (Arc<FakeVm>, Report) {
     let plan = Plan { kernel: "smallest".into(), ..plan }.complete().unwrap();
     let fake = FakeVm::new(scripts);
     let deadline = plan.timeout.map(|limit| (limit, started + limit.duration()));
@@ -48,8 +53,10 @@ fn run(plan: Plan, scripts: Vec<Vec<Step>>) -> (Arc<FakeVm>, Report) {
     let vm = Arc::new(Fake(fake.clone()));
     // It holds the other ends of the streams: it has to outlive the run.
     let host = FakeHost::default();
-    let machine = Machine::build(&plan, vm, memory, &kernel(), &host, control).unwrap();
-    (fake, machine.run(&plan, None, started))
+    match Machine::build(&plan, vm, memory, &kernel(), &host, control).unwrap() {
+        ControlFlow::Continue(machine) => (fake, machine.run(&plan, None, started)),
+        ControlFlow::Break(end) => (fake, Report::unborn(&plan, end, started)),
+    }
 }
 
 #[test]
@@ -98,6 +105,16 @@ fn a_guest_that_never_ends_runs_out_of_time() {
     let (_, report) = run(plan, vec![vec![Step::Spin]]);
     assert_eq!(report.end.exit_code(), 124, "{report:?}");
     assert!(report.times.end.as_millis() >= 50);
+}
+
+#[test]
+fn a_start_that_takes_too_long_is_given_up() {
+    let plan = Plan { timeout: Some("1s".parse().unwrap()), ..Plan::default() };
+    let started = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+    let (fake, report) = run_since(started, plan, vec![vec![off()]]);
+    assert_eq!(report.end.exit_code(), 124, "{report:?}");
+    assert!(fake.started.lock().unwrap().is_none(), "no guest was begun");
+    assert!(report.json().contains(r#""first_instruction":null"#), "{}", report.json());
 }
 
 #[test]
