@@ -1,18 +1,25 @@
-//! A disk: reads, writes and the rest on an open file, many at a time, straight from and to guest memory.
+//! A disk: reads, writes and the rest on an open image, many at a time.
 //!
-//! Two back ends with one face: io_uring, and a small pool of threads where the host has or allows none.
+//! Two back ends with one face: io_uring, and a small pool of threads where the host has or allows none, and for
+//! images that are more than files. Raw images and throwaway overlays move straight from and to guest memory.
 
+mod image;
 mod job;
+mod layers;
 mod pool;
+pub mod qcow2;
+mod written;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::memory::Memory;
 use crate::sys::uring::Uring;
+use image::Kind;
 
+pub use image::Image;
 pub use job::{Action, Job};
+pub(crate) use layers::Layers;
 
 /// Which back end serves a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,31 +53,44 @@ pub(crate) trait Serve: Send {
 /// An open disk.
 pub struct Disk {
     back: Box<dyn Serve>,
+    image: Image,
     memory: Memory,
     in_flight: usize,
+    /// Jobs that were done by doing nothing.
+    idle: Vec<Ended>,
 }
 
 impl Disk {
-    /// Serves `file` with at most `depth` jobs in flight on parts of `memory`. `name` begins the names of threads.
+    /// Serves `image` with at most `depth` jobs in flight on parts of `memory`. `name` begins the names of threads.
     ///
     /// # Errors
-    /// The host has no io_uring for us and it was asked for by name, or there is no descriptor left.
-    pub fn open(file: File, memory: &Memory, backend: Backend, depth: u16, name: &str) -> io::Result<Disk> {
-        let threads = |file| pool::Pool::new(file, name).map(|pool| Box::new(pool) as Box<dyn Serve>);
-        let back: Box<dyn Serve> = match backend {
-            Backend::Uring => Box::new(Uring::new(file, depth)?),
-            Backend::Threads => threads(file)?,
+    /// The host has no io_uring for us, or the image cannot do with it, and it was asked for by name; or there is no
+    /// descriptor left.
+    pub fn open(
+        image: &Image,
+        memory: &Memory,
+        backend: Backend,
+        depth: u16,
+        name: &str,
+    ) -> io::Result<Disk> {
+        let threads = || pool::Pool::new(image.clone(), name).map(|pool| Box::new(pool) as Box<dyn Serve>);
+        let back: Box<dyn Serve> = match (backend, &image.0) {
+            (Backend::Uring, Kind::Flat(layers)) => Box::new(Uring::new(layers.clone(), depth)?),
+            (Backend::Uring, Kind::Qcow2(_)) => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "qcow2 images need threads"));
+            }
+            (Backend::Threads, _) | (Backend::Auto, Kind::Qcow2(_)) => threads()?,
             // io_uring has a worker thread do what memory files could do at once.
-            Backend::Auto if pool::in_memory(&file) => threads(file)?,
-            Backend::Auto => match Uring::new(file.try_clone()?, depth) {
+            (Backend::Auto, Kind::Flat(layers)) if layers.in_memory() => threads()?,
+            (Backend::Auto, Kind::Flat(layers)) => match Uring::new(layers.clone(), depth) {
                 Ok(ring) => Box::new(ring),
                 Err(cause) => {
                     log::debug!("{name}: no io_uring ({cause}), threads it is");
-                    threads(file)?
+                    threads()?
                 }
             },
         };
-        Ok(Disk { back, memory: memory.clone(), in_flight: 0 })
+        Ok(Disk { back, image: image.clone(), memory: memory.clone(), in_flight: 0, idle: Vec::new() })
     }
 
     /// Takes a job on `len` bytes of the disk from `offset`, and on `parts` of guest memory (address, bytes) for reads
@@ -87,7 +107,13 @@ impl Disk {
     ) -> io::Result<()> {
         let job = Job::new(action, offset, len, &self.memory, parts)?;
         self.in_flight += 1;
-        self.back.take(tag, job);
+        match &self.image.0 {
+            // What goes with this process needs no stable storage.
+            Kind::Flat(layers) if action == Action::Flush && layers.throwaway() => {
+                self.idle.push((tag, Ok(())))
+            }
+            _ => self.back.take(tag, job),
+        }
         Ok(())
     }
 
@@ -99,8 +125,20 @@ impl Disk {
     /// Adds the jobs that have ended to `ended`.
     pub fn reap(&mut self, ended: &mut Vec<Ended>) {
         let before = ended.len();
+        ended.append(&mut self.idle);
         self.back.reap(ended);
         self.in_flight = self.in_flight.saturating_sub(ended.len() - before);
+    }
+
+    /// Hands what the image keeps in memory to the host: after a `kill -9` it would be lost. Waits for no disk.
+    ///
+    /// # Errors
+    /// As the host answers.
+    pub fn settle(&self) -> io::Result<()> {
+        match &self.image.0 {
+            Kind::Flat(_) => Ok(()),
+            Kind::Qcow2(image) => image.settle(),
+        }
     }
 
     /// Waits for all jobs; after it, no part of guest memory is touched any more.
@@ -127,5 +165,7 @@ impl Drop for Disk {
     }
 }
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

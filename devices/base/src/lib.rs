@@ -12,5 +12,6 @@ pub mod meter;
 pub mod node;
 pub mod ports;
 pub mod sys;
+pub mod throttle;
 
 pub use fail::{Doing, Fail, Fault, Result, Why};

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
 use rustix::io::Errno;
 
+use super::Layers;
 use crate::memory::Memory;
 use crate::sys::iovec::Iovecs;
 
@@ -73,45 +74,57 @@ impl Job {
     }
 
     /// Does all of it in this thread.
-    pub(super) fn run(mut self, file: BorrowedFd<'_>) -> io::Result<()> {
+    pub(super) fn run(mut self, layers: &Layers) -> io::Result<()> {
         loop {
+            let file = layers.prepare(&mut self);
             let answer = self.step(file);
-            if let Some(end) = self.advance(answer) {
+            if let Some(end) = self.advance(answer, layers) {
                 return end;
             }
         }
     }
 
     /// Reads what the page cache holds. The job comes back if that was not all.
-    pub(super) fn try_read(mut self, file: BorrowedFd<'_>) -> Result<io::Result<()>, Job> {
-        if self.action == Action::Read
-            && let Ok(moved @ 1..) = self.iovecs.read_at(file, self.offset, libc::RWF_NOWAIT)
-            && let Some(end) = self.advance(Ok(moved))
-        {
-            return Ok(end);
+    pub(super) fn try_read(mut self, layers: &Layers) -> Result<io::Result<()>, Job> {
+        while self.action == Action::Read {
+            let file = layers.prepare(&mut self);
+            let Ok(moved @ 1..) = self.iovecs.read_at(file, self.offset, libc::RWF_NOWAIT) else { break };
+            if let Some(end) = self.advance(Ok(moved), layers) {
+                return Ok(end);
+            }
         }
         Err(self)
     }
 
-    /// Takes the kernel's answer to a step; `None` when another step is due.
-    pub(crate) fn advance(&mut self, answer: io::Result<usize>) -> Option<io::Result<()>> {
-        match answer {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(error) => self.refused(error),
-            Ok(_) if !matches!(self.action, Action::Read | Action::Write) => Some(Ok(())),
-            Ok(0) if self.len > 0 => Some(Err(match self.action {
-                // The file has become shorter than it was when it was opened.
-                Action::Read => io::ErrorKind::UnexpectedEof.into(),
-                _ => io::ErrorKind::WriteZero.into(),
-            })),
-            Ok(moved) => {
+    /// Takes the kernel's answer to a step on the file that `layers` gave for it; `None` when another step is due.
+    pub(crate) fn advance(&mut self, answer: io::Result<usize>, layers: &Layers) -> Option<io::Result<()>> {
+        match (answer, self.action) {
+            (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => None,
+            (Err(error), _) => self.refused(error),
+            (Ok(_), Action::Flush | Action::Discard) => Some(Ok(())),
+            (Ok(_), Action::Zero { .. }) => {
+                layers.changed(self.offset, self.len);
+                Some(Ok(()))
+            }
+            // The file has become shorter than it was when it was opened.
+            (Ok(0), Action::Read) if self.len > 0 => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+            (Ok(0), Action::Write) if self.len > 0 => Some(Err(io::ErrorKind::WriteZero.into())),
+            (Ok(moved), action) => {
                 let moved = (moved as u64).min(self.len);
-                self.iovecs.advance(moved);
-                self.offset = self.offset.saturating_add(moved);
-                self.len -= moved;
+                if action == Action::Write {
+                    layers.changed(self.offset, moved);
+                }
+                self.moved(moved);
                 (self.len == 0).then_some(Ok(()))
             }
         }
+    }
+
+    /// Goes on behind the next `bytes`.
+    pub(super) fn moved(&mut self, bytes: u64) {
+        self.iovecs.advance(bytes);
+        self.offset = self.offset.saturating_add(bytes);
+        self.len = self.len.saturating_sub(bytes);
     }
 
     /// File systems and devices that cannot do it say so in several ways: then a discard is done, being advice, and

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::fstatfs;
 
+use super::image::{Image, Kind};
 use super::{Ended, Job, Serve};
 
 /// Threads of one disk at the most; they start as they are needed.
@@ -38,7 +39,7 @@ pub struct Pool {
 }
 
 struct Shared {
-    file: File,
+    image: Image,
     jobs: Mutex<Receiver<(u16, Job)>>,
     bell: OwnedFd,
 }
@@ -49,7 +50,10 @@ impl Shared {
             let next = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
             let Ok((tag, job)) = next else { return };
             // By value: the job lets go of guest memory before its end is known.
-            let end = job.run(self.file.as_fd());
+            let end = match &self.image.0 {
+                Kind::Flat(layers) => job.run(layers),
+                Kind::Qcow2(image) => image.run(job),
+            };
             if answers.send((tag, end)).is_err() {
                 return;
             }
@@ -60,12 +64,12 @@ impl Shared {
 }
 
 impl Pool {
-    pub fn new(file: File, name: &str) -> io::Result<Pool> {
+    pub fn new(image: Image, name: &str) -> io::Result<Pool> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let prompt = in_memory(&file);
+        let prompt = matches!(&image.0, Kind::Flat(layers) if layers.in_memory());
         let (jobs, taken) = channel();
         let (answers, ended) = channel();
-        let shared = Arc::new(Shared { file, jobs: Mutex::new(taken), bell });
+        let shared = Arc::new(Shared { image, jobs: Mutex::new(taken), bell });
         let name = name.to_owned();
         Ok(Pool {
             name,
@@ -83,10 +87,11 @@ impl Pool {
     /// Does a job here if it need not wait: a thread would take ten times as long to hear of it. It comes back if
     /// it has to, maybe with a part left to do.
     fn at_once(&self, job: Job) -> Result<io::Result<()>, Job> {
-        if self.prompt {
-            return Ok(job.run(self.shared.file.as_fd()));
+        match &self.shared.image.0 {
+            Kind::Flat(layers) if self.prompt => Ok(job.run(layers)),
+            Kind::Flat(layers) => job.try_read(layers),
+            Kind::Qcow2(_) => Err(job),
         }
-        job.try_read(self.shared.file.as_fd())
     }
 
     /// Starts one more thread if all may be busy.

@@ -1,5 +1,6 @@
 use super::*;
 use rustix::fs::{MemfdFlags, memfd_create};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -11,7 +12,7 @@ fn disk(backend: Backend, file: File) -> (Disk, Memory, File) {
         file.write_all_at(&[n + 1; 64 << 10], u64::from(n) << 16).unwrap();
     }
     let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
-    let disk = Disk::open(file.try_clone().unwrap(), &memory, backend, 8, "disk0").unwrap();
+    let disk = Disk::open(&Image::raw(file.try_clone().unwrap()), &memory, backend, 8, "disk0").unwrap();
     (disk, memory, file)
 }
 
@@ -99,7 +100,7 @@ fn what_the_host_refuses_is_an_error_of_that_job_alone() {
 
         let read_only =
             File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file))).unwrap();
-        let mut disk = Disk::open(read_only, &memory, backend, 8, "disk0").unwrap();
+        let mut disk = Disk::open(&Image::raw(read_only), &memory, backend, 8, "disk0").unwrap();
         disk.take(3, Action::Write, (0, 512), [(0, 512)].into_iter()).unwrap();
         assert!(run(&mut disk)[0].1.is_err(), "{backend:?}");
     }

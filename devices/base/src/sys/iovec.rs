@@ -1,22 +1,38 @@
-//! Lists of pieces of guest RAM for the kernel to read from and write to.
+//! Lists of pieces of guest RAM for the kernel to read from and write to, all at once or a part at a time.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use crate::memory::Memory;
 
 /// The most pieces that the kernel takes in one call (`UIO_MAXIOV`).
 const MOST: usize = 1024;
 
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Aligned as any host wants it for direct I/O.
+#[repr(align(4096))]
+struct Zeros([u8; 64 << 10]);
+static ZEROS: Zeros = Zeros([0; 64 << 10]);
+
+/// Memory of ours that stands in for guest RAM in one step.
+struct Bounce {
+    /// What it is aligned to, and room for that.
+    bytes: Vec<u8>,
+    /// The aligned part.
+    piece: [libc::iovec; 1],
+    /// What the kernel has put there belongs into guest RAM.
+    read: bool,
+}
 
 /// Pieces of guest RAM, or zeros, in the kernel's form.
 pub struct Iovecs {
     list: Vec<libc::iovec>,
     /// The first one that has not been moved.
     at: usize,
+    /// The one before which the next step ends.
+    stop: usize,
+    bounce: Option<Bounce>,
     /// Keeps the RAM that the list points to mapped; none is needed for zeros.
     _memory: Option<Memory>,
 }
@@ -37,19 +53,23 @@ impl Iovecs {
             let slice = slice.map_err(|cause| io::Error::new(io::ErrorKind::InvalidInput, cause))?;
             Ok(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len })
         });
-        Ok(Iovecs { list: list.collect::<io::Result<_>>()?, at: 0, _memory: Some(memory.clone()) })
+        Ok(Iovecs::of(list.collect::<io::Result<_>>()?, Some(memory.clone())))
     }
 
     /// `len` zeros, only to be written from.
     pub fn zeros(len: u64) -> Iovecs {
         let mut left = len;
         let piece = move || {
-            let len = left.min(ZEROS.len() as u64);
+            let len = left.min(ZEROS.0.len() as u64);
             left -= len;
             let iov_len = usize::try_from(len).unwrap_or(0);
-            (len > 0).then(|| libc::iovec { iov_base: ZEROS.as_ptr().cast_mut().cast(), iov_len })
+            (len > 0).then(|| libc::iovec { iov_base: ZEROS.0.as_ptr().cast_mut().cast(), iov_len })
         };
-        Iovecs { list: std::iter::from_fn(piece).collect(), at: 0, _memory: None }
+        Iovecs::of(std::iter::from_fn(piece).collect(), None)
+    }
+
+    fn of(list: Vec<libc::iovec>, memory: Option<Memory>) -> Iovecs {
+        Iovecs { list, at: 0, stop: usize::MAX, bounce: None, _memory: memory }
     }
 
     /// Bytes left to move.
@@ -66,15 +86,109 @@ impl Iovecs {
         self.list.get(self.at..).unwrap_or_default()
     }
 
+    /// What the next step moves, if nothing bounces.
+    fn step(&self) -> &[libc::iovec] {
+        let stop = self.stop.min(self.list.len());
+        let step = self.list.get(self.at..stop).unwrap_or_default();
+        step.get(..MOST).unwrap_or(step)
+    }
+
     /// What the kernel takes in the next call: pointer and count. It stays where it is until the next `advance`.
     pub(super) fn raw(&self) -> (*const libc::iovec, u32) {
-        let count = self.rest().len().min(MOST);
-        (self.rest().as_ptr(), u32::try_from(count).unwrap_or(0))
+        let pieces = self.bounce.as_ref().map_or(self.step(), |bounce| &bounce.piece);
+        (pieces.as_ptr(), u32::try_from(pieces.len()).unwrap_or(0))
+    }
+
+    /// The next step may move all that is left.
+    pub fn unlimit(&mut self) {
+        self.stop = usize::MAX;
+        self.bounce = None;
+    }
+
+    /// The next step moves `len` bytes at the most.
+    pub fn limit(&mut self, len: u64) {
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut at = self.at;
+        while let Some(piece) = self.list.get_mut(at) {
+            if left < piece.iov_len {
+                if left > 0 {
+                    let tail = libc::iovec {
+                        iov_base: piece.iov_base.wrapping_byte_add(left),
+                        iov_len: piece.iov_len - left,
+                    };
+                    piece.iov_len = left;
+                    at += 1;
+                    self.list.insert(at, tail);
+                }
+                break;
+            }
+            left -= piece.iov_len;
+            at += 1;
+        }
+        self.stop = at;
+    }
+
+    /// Whether each piece of the next step begins and ends at a multiple of `align` bytes.
+    pub fn aligned(&self, align: u64) -> bool {
+        let whole = |bytes: usize| (bytes as u64).is_multiple_of(align);
+        self.step().iter().all(|piece| whole(piece.iov_base.addr()) && whole(piece.iov_len))
+    }
+
+    /// The next step moves at most `most` bytes, through aligned memory of ours; `write`: out of guest RAM.
+    pub fn bounce(&mut self, most: u64, write: bool) {
+        let len = self.len().min(most);
+        self.limit(len);
+        let len = usize::try_from(len).unwrap_or(0);
+        let mut bytes = vec![0; len.saturating_add(4096)];
+        let head = bytes.as_ptr().align_offset(4096);
+        let Some(part) = bytes.get_mut(head..).and_then(|rest| rest.get_mut(..len)) else { return };
+        if write {
+            self.copy_out(part);
+        }
+        let piece = [libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: len }];
+        self.bounce = Some(Bounce { bytes, piece, read: !write });
+    }
+
+    /// The next bytes as slices, as many as cover `len`.
+    fn slices(&self, len: usize) -> impl Iterator<Item = VolatileSlice<'_>> {
+        let mut left = len;
+        self.rest().iter().map_while(move |piece| {
+            let len = piece.iov_len.min(left);
+            left -= len;
+            // SAFETY: each piece is mapped memory of its length, which lives as long as `self`; it is guest RAM, only
+            // reached by the kernel and by volatile accesses, or zeros, of which nothing but copies are made.
+            (len > 0).then(|| unsafe { VolatileSlice::new(piece.iov_base.cast(), len) })
+        })
+    }
+
+    /// Copies the next bytes to `to`; it goes on where it was until the next `advance`.
+    pub fn copy_out(&self, to: &mut [u8]) {
+        let mut done = 0;
+        for slice in self.slices(to.len()) {
+            done += slice.copy_to(to.get_mut(done..).unwrap_or_default());
+        }
+    }
+
+    /// Copies `from` over the next bytes.
+    pub fn copy_in(&mut self, from: &[u8]) {
+        let mut done = 0;
+        for slice in self.slices(from.len()) {
+            let rest = from.get(done..).unwrap_or_default();
+            slice.copy_from(rest);
+            done += slice.len().min(rest.len());
+        }
     }
 
     /// Takes note that the first `moved` bytes are done.
     pub fn advance(&mut self, moved: u64) {
         let mut moved = usize::try_from(moved).unwrap_or(usize::MAX);
+        if let Some(bounce) = self.bounce.take()
+            && bounce.read
+        {
+            let head = bounce.piece[0].iov_base.addr() - bounce.bytes.as_ptr().addr();
+            let got = bounce.bytes.get(head..).and_then(|rest| rest.get(..moved));
+            self.copy_in(got.unwrap_or_default());
+        }
         while let Some(piece) = self.list.get_mut(self.at) {
             let step = moved.min(piece.iov_len);
             piece.iov_base = piece.iov_base.wrapping_byte_add(step);

@@ -1,20 +1,20 @@
 //! The io_uring back end of disks: one system call starts many jobs, and those that need not wait end in it.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-use crate::disk::{Action, Ended, Job, Serve};
+use crate::disk::{Action, Ended, Job, Layers, Serve};
 
-/// A ring for one file.
+/// A ring for one disk.
 pub struct Uring {
     ring: IoUring,
-    /// Not registered with the ring: the kernel takes a closed ring apart in its own time, and would hold a registered
+    /// Files not registered with the ring: the kernel takes a closed ring apart in its own time, and would hold a registered
     /// file, with its lock, beyond the end of this process; the next machine would find its disk in use.
-    file: File,
+    layers: Arc<Layers>,
     /// By tag. A job stays here, with its list of memory, until the kernel has answered it.
     jobs: Vec<Option<Job>>,
     /// Answers that this side gave itself.
@@ -33,7 +33,7 @@ impl Uring {
     ///
     /// # Errors
     /// The host has no io_uring, or forbids it (`EPERM` in many containers).
-    pub fn new(file: File, depth: u16) -> io::Result<Uring> {
+    pub fn new(layers: Arc<Layers>, depth: u16) -> io::Result<Uring> {
         let entries = u32::from(depth).next_power_of_two();
         // COOP_TASKRUN (Linux 5.19): answers wait for our next system call instead of an interrupt.
         let ring = IoUring::builder()
@@ -41,7 +41,7 @@ impl Uring {
             .build(entries)
             .or_else(|_| IoUring::builder().build(entries))?;
         let jobs = std::iter::repeat_with(|| None).take(depth.into()).collect();
-        Ok(Uring { ring, file, jobs, ended: Vec::new(), in_flight: 0 })
+        Ok(Uring { ring, layers, jobs, ended: Vec::new(), in_flight: 0 })
     }
 
     fn entry(file: Fd, job: &Job) -> squeue::Entry {
@@ -62,10 +62,11 @@ impl Uring {
             self.ended.push((tag, Err(io::ErrorKind::InvalidInput.into())));
             return;
         };
-        let file = Fd(self.file.as_raw_fd());
-        let entry = Self::entry(file, slot.insert(job)).user_data(tag.into());
+        let job = slot.insert(job);
+        let file = Fd(self.layers.prepare(job).as_raw_fd());
+        let entry = Self::entry(file, job).user_data(tag.into());
         // SAFETY: what the entry points to (a list and the memory in it) belongs to the job, which stays in its slot
-        // until the kernel has answered it, as does the file; dropping the ring waits for all answers.
+        // until the kernel has answered it, as do the files; dropping the ring waits for all answers.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         match pushed {
             Ok(()) => self.in_flight += 1,
@@ -117,7 +118,7 @@ impl Serve for Uring {
                 };
                 let moved = usize::try_from(answer.result())
                     .map_err(|_| io::Error::from_raw_os_error(answer.result().saturating_neg()));
-                match job.advance(moved) {
+                match job.advance(moved, &self.layers) {
                     Some(end) => ended.push((tag, end)),
                     None => self.push(tag, job),
                 }
