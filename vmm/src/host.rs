@@ -47,7 +47,7 @@ impl Host for LinuxHost {
                 .hint("only one of the devices can be on stdio"));
         }
         let output = self.keep(role, || {
-            writable_share(stdout()).map_err(|cause| {
+            standard_output().map_err(|cause| {
                 Fail::new(Why::Host, doing()).because(cause).hint("start mayfly with an open standard output")
             })
         })?;
@@ -170,6 +170,14 @@ fn flags(access: Access) -> OFlags {
 /// Flags as the standard library takes them.
 fn as_number(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
+}
+
+/// A share of standard output to which writes do not block, where that is possible.
+///
+/// # Errors
+/// The process is out of descriptors.
+pub fn standard_output() -> io::Result<OwnedFd> {
+    writable_share(stdout())
 }
 
 /// A share of `fd` to which writes do not block, if that is possible without making the other programs' writes

@@ -183,3 +183,26 @@ fn a_failure_before_the_start_is_a_result_too() {
     assert_eq!(line["exit_code"], 2);
     assert_eq!(line["error"], "give the machine 0 CPUs: it takes 1 to 64");
 }
+
+#[test]
+fn a_result_pipe_is_opened_once_and_never_waited_for() {
+    let dir = fixtures();
+    let fifo = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    fs::set_permissions(&fifo, fs::Permissions::from_mode(0o666)).unwrap();
+    let output = run(dir.path(), "run --kernel vmlinuz --cpus 0 --json=pipe");
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("open result file pipe for writing: ") && told.contains("reader first"), "{told}");
+
+    let nonblocking = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let mut reader = fs::File::from(rustix::fs::open(&fifo, nonblocking, 0.into()).unwrap());
+    assert_eq!(run(dir.path(), "run --kernel vmlinuz --cpus 0 --json=pipe").status.code(), Some(2));
+    let mut line = String::new();
+    std::io::Read::read_to_string(&mut reader, &mut line).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["exit_code"], 2);
+
+    fs::write(dir.path().join("kept"), "old").unwrap();
+    assert_eq!(run(dir.path(), "run --kernel vmlinuz --json=kept --dry-run").status.code(), Some(0));
+    assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"old", "a dry run has no result");
+}

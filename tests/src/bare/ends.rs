@@ -48,6 +48,17 @@ pub fn cases() -> Vec<Case> {
             && object["memory_bytes"]["touched"].as_u64().is_some_and(|touched| touched < 64 << 20);
         if good { Ok(()) } else { Err(output.differs("a result object of a debug exit")) }
     }));
+    cases.extend([
+        guest("a_result_on_a_full_disk", "hello", "--json=/dev/full", |output| {
+            output.code(123)?.complains("error: write the result: No space left on device\n").map(drop)
+        }),
+        guest("a_result_on_a_full_standard_output", "hello", "--serial none --json >/dev/full", |output| {
+            output.code(123)?.complains("error: write the result: No space left on device\n").map(drop)
+        }),
+        guest("a_result_that_fails_hides_no_code", "leave", "--json=/dev/full", |output| {
+            output.code(42).map(drop)
+        }),
+    ]);
     cases
 }
 

@@ -1,46 +1,69 @@
 //! `mayfly run`: the flags become a plan, the plan a machine, its report an exit code.
 
-use std::fs::File;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use base::{Fail, Result, Why};
+use base::host::{Access, Host};
+use base::{Doing, Fail, Result, Why};
 use clap::ArgMatches;
 use devices::catalog::CATALOG;
+use devices::outlet::{Flow, Outlet};
 
 use super::{complain, say};
+use crate::host::{self, LinuxHost};
 use crate::machine::{self, Scout};
-use crate::outcome::{self, Report};
+use crate::outcome::{self, Report, code};
 use crate::plan::{Accel, Cmdline, Initrd, Plan};
+
+/// How long the reader of the result may take nothing of it.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Carries out `mayfly run`; its exit code.
 pub fn run(matches: &ArgMatches, scout: Result<Scout>) -> u8 {
-    let json = matches.get_one::<PathBuf>("json").map(PathBuf::as_path);
-    attempt(matches, json, scout).unwrap_or_else(|fail| {
-        complain(&fail);
-        if let Some(mut sink) = json.and_then(|path| Sink::open(path).ok()) {
-            sink.write(&outcome::json_before_start(&fail));
+    let json = matches.get_one::<PathBuf>("json").filter(|_| !matches.get_flag("dry-run"));
+    // Before all else: a result that cannot be written should not cost a run.
+    let sink = match json.map(|path| Sink::open(path)).transpose() {
+        Ok(sink) => sink,
+        Err(fail) => {
+            complain(&fail);
+            return outcome::code_before_start(&fail);
         }
-        outcome::code_before_start(&fail)
-    })
+    };
+    match attempt(matches, scout) {
+        Ok(Attempt::Ran(report)) => conclude(&report, sink),
+        Ok(Attempt::Answered(code)) => code,
+        Err(fail) => {
+            complain(&fail);
+            let code = outcome::code_before_start(&fail);
+            sink.map_or(code, |sink| sink.deliver(&outcome::json_before_start(&fail), code))
+        }
+    }
 }
 
-fn attempt(matches: &ArgMatches, json: Option<&Path>, scout: Result<Scout>) -> Result<u8> {
+/// What came of the flags.
+enum Attempt {
+    /// A run, here.
+    Ran(Report),
+    /// Something else, or a run that has told its result elsewhere; the exit code.
+    Answered(u8),
+}
+
+fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
     let plan = plan(matches)?.complete()?;
     if matches.get_flag("dry-run") {
-        return print(&plan);
+        return print(&plan).map(Attempt::Answered);
     }
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
     if let Some(code) = super::lab::take_over(&plan, &scout)? {
-        return Ok(code);
+        return Ok(Attempt::Answered(code));
     }
-    let sink = json.map(Sink::open).transpose()?;
     let mut report = machine::run(&plan, &scout, outcome::process_start())?;
     if emulated {
         report.accel = Accel::Emulated;
     }
-    Ok(conclude(&report, sink))
+    Ok(Attempt::Ran(report))
 }
 
 /// The plan that the flags ask for, on top of the plan file if there is one.
@@ -90,51 +113,73 @@ fn print(plan: &Plan) -> Result<u8> {
 /// Tells how it ended; the exit code.
 fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
     let to_stdout = matches!(sink, Some(Sink::Stdout));
-    if report.mid_line && (to_stdout || std::io::stdout().is_terminal()) {
+    if report.mid_line && !to_stdout && std::io::stdout().is_terminal() {
         say("\n");
     }
     if let Some(fail) = report.end.complaint() {
         complain(&fail);
     }
-    if let Some(mut sink) = sink {
-        sink.write(&report.json());
-    }
-    report.end.exit_code()
+    let code = report.end.exit_code();
+    // On standard output the result has a line of its own.
+    let fresh = if report.mid_line && to_stdout { "\n" } else { "" };
+    sink.map_or(code, |sink| sink.deliver(&format!("{fresh}{}", report.json()), code))
 }
 
 /// Where the result object goes.
 enum Sink {
     Stdout,
-    File(PathBuf, File),
+    File(PathBuf, Outlet),
 }
 
 impl Sink {
-    /// Opens it, before the run: a result that cannot be written should not cost a run.
+    /// Opens it once, as an output of a device is opened: a pipe needs its reader first, and nothing waits for one.
     fn open(path: &Path) -> Result<Sink> {
         if path == Path::new("-") {
             return Ok(Sink::Stdout);
         }
-        let file = File::create(path).map_err(|cause| {
-            Fail::new(base::fail::why_of(&cause), format!("open the result file {}", path.display()))
-                .because(cause)
-        })?;
-        Ok(Sink::File(path.to_owned(), file))
+        let file = LinuxHost::default().open(
+            "result file",
+            path,
+            Access { create: true, write: true, direct: false },
+        )?;
+        let outlet = Outlet::new(file.into())
+            .doing(Why::Host, || format!("look at the result file {}", path.display()))?;
+        Ok(Sink::File(path.to_owned(), outlet))
     }
 
-    fn write(&mut self, line: &str) {
-        match self {
+    /// Writes the result of a run that would end with `code`; the code with which it does end.
+    fn deliver(self, line: &str, code: u8) -> u8 {
+        let to_stdout = matches!(self, Sink::Stdout);
+        let failed = match self.write(line) {
+            Ok(Flow::Drained | Flow::Stuck) => return code,
+            // As with the output of the guest: the reader has had enough.
+            Ok(Flow::Closed) if to_stdout => code::QUIT,
+            Ok(Flow::Closed) => {
+                complain(&Fail::new(Why::Host, "write the result").because("its reader has gone"));
+                code::HOST
+            }
+            Ok(Flow::Broken(cause)) => {
+                complain(&Fail::new(Why::Host, "write the result").because(cause));
+                code::HOST
+            }
+            Err(fail) => {
+                complain(&fail);
+                code::HOST
+            }
+        };
+        if code == code::DONE { failed } else { code }
+    }
+
+    fn write(self, line: &str) -> Result<Flow> {
+        let (name, mut outlet) = match self {
             Sink::Stdout => {
-                say(&format!("{line}\n"));
+                let outlet = host::standard_output().and_then(Outlet::new);
+                ("the result".to_owned(), outlet.doing(Why::Host, || "write the result")?)
             }
-            Sink::File(path, file) => {
-                if let Err(cause) = writeln!(file, "{line}") {
-                    complain(
-                        &Fail::new(Why::Host, format!("write the result to {}", path.display()))
-                            .because(cause),
-                    );
-                }
-            }
-        }
+            Sink::File(path, outlet) => (format!("the result to {}", path.display()), outlet),
+        };
+        line.bytes().chain([b'\n']).for_each(|byte| outlet.push(byte));
+        outlet.finish(&name, PATIENCE)
     }
 }
 
