@@ -49,17 +49,16 @@ pub trait Kind: Send + Sync + 'static {
     /// How many there are.
     const PRESENCE: Presence;
 
-    /// Opens the file of the host that the device `name` would use, and locks it as [`Kind::build`] does; `None` if it
-    /// uses none.
+    /// Opens the files of the host that the device `name` would use, and locks them as [`Kind::build`] does.
     ///
     /// For a process that hands the machine to a host whose locks do not reach ours: it finds out early what is wrong
-    /// with the file, and holds it meanwhile.
+    /// with the files, and holds them meanwhile. None is made.
     ///
     /// # Errors
-    /// Those of [`Kind::build`] that are about this file.
-    fn claim(spec: &Self::Spec, name: &str, host: &dyn Host) -> Result<Option<File>> {
+    /// Those of [`Kind::build`] that are about these files.
+    fn claim(spec: &Self::Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         let _ = (spec, name, host);
-        Ok(None)
+        Ok(Vec::new())
     }
 
     /// Builds it.
@@ -174,11 +173,11 @@ pub trait Entry: Sync {
     /// # Errors
     /// As [`Entry::parse`].
     fn check(&self, spec: &Value) -> Result<Value>;
-    /// Opens and locks the file that one would use.
+    /// Opens and locks the files that one would use.
     ///
     /// # Errors
     /// As [`Kind::claim`].
-    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Option<File>>;
+    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>>;
     /// Builds one.
     ///
     /// # Errors
@@ -242,7 +241,7 @@ impl<K: Kind> Entry for Of<K> {
     fn check(&self, spec: &Value) -> Result<Value> {
         Self::value(&Self::typed(spec)?)
     }
-    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Option<File>> {
+    fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         K::claim(&Self::typed(spec)?, name, host)
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {

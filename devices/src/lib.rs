@@ -3,6 +3,7 @@
 //! Devices know no hypervisor: what they need of the machine comes in through [`catalog::Kit`].
 #![forbid(unsafe_code)]
 
+pub mod amount;
 pub mod catalog;
 pub mod ioapic;
 pub mod kinds;

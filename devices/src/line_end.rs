@@ -60,5 +60,5 @@ impl<To: Copy> LineEnd<To> {
 /// # Errors
 /// As the host answers.
 pub fn empty(path: &Path, name: &str, host: &dyn Host) -> Result<File> {
-    host.open(&format!("{name} output"), path, Access { write: true, create: true, direct: false })
+    host.open(&format!("{name} output"), path, Access { write: true, create: true, ..Access::default() })
 }

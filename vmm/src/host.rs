@@ -5,12 +5,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base::fail::why_of;
-use base::host::{Access, Host, Stream, kernel_entropy};
+use base::host::{Access, Host, Keepsakes, Stream, kernel_entropy};
 use base::{Doing, Fail, Result, Why};
 use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
@@ -29,6 +29,8 @@ pub struct LinuxHost {
     peers: Mutex<Vec<OwnedFd>>,
     /// Ways out by role, where a machine lives more than once: each life goes on where the one before stopped.
     kept: Option<Mutex<HashMap<String, OwnedFd>>>,
+    /// What else devices keep from one life to the next.
+    keepsakes: Option<Keepsakes>,
 }
 
 impl Host for LinuxHost {
@@ -37,6 +39,26 @@ impl Host for LinuxHost {
             return self.keep(role, || open(role, path, access).map(OwnedFd::from)).map(File::from);
         }
         open(role, path, access)
+    }
+
+    fn scratch(&self, role: &str) -> Result<File> {
+        let places = match std::env::var_os("TMPDIR") {
+            Some(place) => vec![place.into()],
+            None => vec![PathBuf::from("/var/tmp"), PathBuf::from("/tmp")],
+        };
+        for place in &places {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            match rustix::fs::open(place, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => return Ok(file.into()),
+                Err(cause) => ::log::debug!("make {role} in {}: {cause}", place.display()),
+            }
+        }
+        // Not every file system has files without a name (9p, NFS).
+        base::host::memory(role)
+    }
+
+    fn keepsakes(&self) -> Option<&Keepsakes> {
+        self.keepsakes.as_ref()
     }
 
     fn stdio(&self, role: &str) -> Result<Stream> {
@@ -79,7 +101,11 @@ impl Host for LinuxHost {
 impl LinuxHost {
     /// A host for a machine that may live more than once.
     pub fn for_lives() -> LinuxHost {
-        LinuxHost { kept: Some(Mutex::default()), ..LinuxHost::default() }
+        LinuxHost {
+            kept: Some(Mutex::default()),
+            keepsakes: Some(Keepsakes::default()),
+            ..LinuxHost::default()
+        }
     }
 
     /// Makes ready for the next life: everything may be asked for again, and output goes on where it stopped.
@@ -147,7 +173,12 @@ fn open_output(path: &Path, access: Access) -> io::Result<File> {
 /// A block device to be written is taken for ourselves, which the kernel refuses if it is mounted. What is none is
 /// opened without waiting for its other end, should it have one.
 fn open_image(path: &Path, access: Access) -> io::Result<File> {
-    let about = std::fs::metadata(path)?;
+    let about = match std::fs::metadata(path) {
+        Err(error) if access.keep && error.kind() == io::ErrorKind::NotFound => {
+            return OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        }
+        about => about?,
+    };
     if about.is_dir() {
         return Err(errno(libc::EISDIR));
     }
@@ -229,7 +260,7 @@ fn errno(number: i32) -> io::Error {
 fn remedy(cause: &io::Error, path: &Path, access: Access) -> String {
     let shown = path.display();
     match cause.raw_os_error().unwrap_or(0) {
-        libc::ENOENT if access.create => "make its directory first".to_owned(),
+        libc::ENOENT if access.create || access.keep => "make its directory first".to_owned(),
         libc::ENOENT if path.is_relative() => match std::env::current_dir() {
             Ok(here) => format!("check the name; it is looked for in {}", here.display()),
             Err(_) => "check the name".to_owned(),
@@ -262,7 +293,7 @@ mod tests {
     use rustix::fs::fcntl_getfl;
     use rustix::pipe::pipe;
 
-    const READ: Access = Access { write: false, create: false, direct: false };
+    const READ: Access = Access { write: false, create: false, direct: false, keep: false };
     const WRITE: Access = Access { write: true, ..READ };
     const OUTPUT: Access = Access { create: true, ..WRITE };
 

@@ -17,7 +17,7 @@ use crate::memory::Memory;
 use crate::sys::uring::Uring;
 use image::Kind;
 
-pub use image::Image;
+pub use image::{Image, go_direct};
 pub use job::{Action, Job};
 pub(crate) use layers::Layers;
 

@@ -4,13 +4,17 @@
 pub mod fake;
 pub mod socket;
 
+use std::any::Any;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::fail::Result;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::fail::{Doing, Result, Why};
 pub use socket::Listener;
 
 /// How a file is to be opened.
@@ -22,6 +26,8 @@ pub struct Access {
     pub create: bool,
     /// Past the host's page cache (`O_DIRECT`).
     pub direct: bool,
+    /// Create it if it is missing, keep what is in it if not; to be read as well.
+    pub keep: bool,
 }
 
 /// A two-way stream of bytes to a person or a program: a terminal, a pseudo-terminal, a pair of pipes.
@@ -65,6 +71,41 @@ pub fn open_to_read(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
+/// What outlives one life of a machine that is started again after a reset: by role, whatever its owner needs.
+#[derive(Default)]
+pub struct Keepsakes(Mutex<HashMap<String, Box<dyn Any + Send>>>);
+
+impl Keepsakes {
+    /// What `role` had in an earlier life, or what `make` makes now.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn keep<T: Any + Send + Clone>(&self, role: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = kept.get(role).and_then(|old| old.downcast_ref::<T>()) {
+            return Ok(old.clone());
+        }
+        let new = make()?;
+        kept.insert(role.to_owned(), Box::new(new.clone()));
+        Ok(new)
+    }
+}
+
+impl std::fmt::Debug for Keepsakes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keepsakes")
+    }
+}
+
+/// An empty file in memory.
+///
+/// # Errors
+/// The host is out of descriptors.
+pub fn memory(role: &str) -> Result<File> {
+    let made = memfd_create("mayfly", MemfdFlags::CLOEXEC).map(File::from);
+    made.doing(Why::Host, || format!("make {role}"))
+}
+
 /// What a device may ask of the host.
 pub trait Host: Send + Sync {
     /// Opens a file. Errors name the path, the cause and the remedy; `role` says what it is for
@@ -73,6 +114,19 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As the host answers.
     fn open(&self, role: &str, path: &Path, access: Access) -> Result<File>;
+
+    /// An empty file without a name, for bytes that nobody is to find later: it goes with the last that has it open.
+    ///
+    /// # Errors
+    /// As the host answers.
+    fn scratch(&self, role: &str) -> Result<File> {
+        memory(role)
+    }
+
+    /// Where devices keep what a reset of the machine must not lose; `None` where a machine has one life only.
+    fn keepsakes(&self) -> Option<&Keepsakes> {
+        None
+    }
 
     /// The standard streams of the process, handed out once.
     ///

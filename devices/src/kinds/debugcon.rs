@@ -45,8 +45,8 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stderr";
     const PRESENCE: Presence = Presence::Standard("stderr");
 
-    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Option<File>> {
-        spec.claim(name, host)
+    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+        Ok(spec.claim(name, host)?.into_iter().collect())
     }
 
     fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {

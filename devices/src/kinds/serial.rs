@@ -62,8 +62,8 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stdio";
     const PRESENCE: Presence = Presence::Standard("stdio");
 
-    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Option<File>> {
-        spec.claim(name, host)
+    fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+        Ok(spec.claim(name, host)?.into_iter().collect())
     }
 
     fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {

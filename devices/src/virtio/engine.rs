@@ -98,12 +98,14 @@ impl Shared {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows the driver a new configuration space (section 2.5.1: the generation changes with it).
-    pub(super) fn publish(&self, bytes: Vec<u8>) {
+    /// Shows the driver a new configuration space (section 2.5.1: the generation changes with it); whether it is one.
+    pub(super) fn publish(&self, bytes: Vec<u8>) -> bool {
         let mut config = self.config();
-        if config.bytes != bytes {
+        let new = config.bytes != bytes;
+        if new {
             *config = Config { bytes, generation: config.generation.wrapping_add(1) };
         }
+        new
     }
 
     /// Interrupts the driver. The cause is set before the edge: a handler that runs meanwhile and clears it has
@@ -261,6 +263,18 @@ impl Engine {
     pub(super) fn configure(&mut self, at: u64, bytes: &[u8]) {
         self.device.configure(at, bytes);
         self.shared.publish(self.device.config());
+    }
+
+    /// Has the device look again at what it stands on, and tells a driver that runs it what has changed.
+    ///
+    /// # Errors
+    /// As [`Device::refresh`].
+    pub fn refresh(&mut self) -> base::Result<()> {
+        self.device.refresh()?;
+        if self.shared.publish(self.device.config()) && self.running {
+            self.shared.interrupt(CHANGED);
+        }
+        Ok(())
     }
 
     /// DRIVER_OK: builds the rings and starts the device.

@@ -240,6 +240,20 @@ impl Front {
         }
     }
 
+    /// Has the device look again at what it stands on ([`Engine::refresh`]); a driver that runs it gets an interrupt if
+    /// its configuration has changed.
+    ///
+    /// # Errors
+    /// As the host answers.
+    pub fn refresh(&mut self) -> Result<()> {
+        match &mut self.home {
+            Home::Waiting(engine) => engine.refresh(),
+            // A lane that has ended has nobody left to tell.
+            Home::Lane(engine) => engine.visit(|engine, _| engine.refresh()).unwrap_or(Ok(())),
+            Home::Moving => Ok(()),
+        }
+    }
+
     /// Section 2.2: features are chosen before FEATURES_OK.
     fn accept(&mut self, bits: u32) {
         let shift = match self.driver_select {

@@ -91,6 +91,11 @@ impl Mmio {
         self.0.meters()
     }
 
+    /// The front, for who changes what the device stands on.
+    pub fn front_mut(&mut self) -> &mut Front {
+        &mut self.0
+    }
+
     /// The front, for who needs to wait for the engine.
     pub fn front(&self) -> &Front {
         &self.0

@@ -77,6 +77,15 @@ pub trait Device: Send {
         Ok(())
     }
 
+    /// The operator has changed what the device stands on (a disk has grown): looks at it again. A new configuration
+    /// space is shown to the driver by the caller. Also called of a device that no driver has started.
+    ///
+    /// # Errors
+    /// As the host answers; the device stays as it is.
+    fn refresh(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The rings are about to go (reset, end): waits until nothing in flight can touch guest memory, gives back or
     /// drops its chains, and stops watching descriptors.
     fn stop(&mut self, io: &mut Io<'_>) {

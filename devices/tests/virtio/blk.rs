@@ -10,30 +10,30 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::driver::*;
 
-const IN: u32 = 0;
-const OUT: u32 = 1;
-const FLUSH: u32 = 4;
-const GET_ID: u32 = 8;
-const DISCARD: u32 = 11;
-const ZEROES: u32 = 13;
-const F_FLUSH: u64 = 1 << 9;
-const ALL_FEATURES: u64 = u64::MAX;
+pub const IN: u32 = 0;
+pub const OUT: u32 = 1;
+pub const FLUSH: u32 = 4;
+pub const GET_ID: u32 = 8;
+pub const DISCARD: u32 = 11;
+pub const ZEROES: u32 = 13;
+pub const F_FLUSH: u64 = 1 << 9;
+pub const ALL_FEATURES: u64 = u64::MAX;
 
-const OK: u8 = 0;
-const IOERR: u8 = 1;
-const UNSUPP: u8 = 2;
+pub const OK: u8 = 0;
+pub const IOERR: u8 = 1;
+pub const UNSUPP: u8 = 2;
 
-const BACKENDS: [&str; 2] = ["uring", "threads"];
-const SECTORS: u64 = FILE_BYTES / 512;
+pub const BACKENDS: [&str; 2] = ["uring", "threads"];
+pub const SECTORS: u64 = FILE_BYTES / 512;
 
 /// Where headers, statuses and data lie: request `n` has 4 KiB of its own for the first two.
-const HEADERS: u64 = 0x1_0000;
-const DATA: u64 = 0x20_0000;
+pub const HEADERS: u64 = 0x1_0000;
+pub const DATA: u64 = 0x20_0000;
 
 /// A disk on `a.img` and the driver of its queue.
-struct Player {
-    rig: Rig,
-    queue: Virtq,
+pub struct Player {
+    pub rig: Rig,
+    pub queue: Virtq,
     next: u64,
     file: File,
 }
@@ -57,8 +57,20 @@ impl Player {
         Player { rig, queue, next: 0, file }
     }
 
+    /// What `text` asks of `host`.
+    pub fn of(host: &FakeHost, text: &str) -> Player {
+        Self::behind(Rig::of("blk", text, host))
+    }
+
+    /// A disk that is built already.
+    pub fn behind(mut rig: Rig) -> Player {
+        let features = rig.offered();
+        let queue = rig.start(features, 256);
+        Player { rig, queue, next: 0, file: tempfile::tempfile().unwrap() }
+    }
+
     /// Lays a request; where its status will be.
-    fn ask(&mut self, kind: u32, sector: u64, data: &[Part], indirect: bool) -> u64 {
+    pub fn ask(&mut self, kind: u32, sector: u64, data: &[Part], indirect: bool) -> u64 {
         let header = HEADERS + (self.next % 256) * 4096;
         self.next += 1;
         let ram = self.rig.memory.ram();
@@ -77,19 +89,19 @@ impl Player {
         status
     }
 
-    fn byte(&self, at: u64) -> u8 {
+    pub fn byte(&self, at: u64) -> u8 {
         self.rig.ram().read_obj(GuestAddress(at)).unwrap()
     }
 
     /// One request from begin to end: its status and length.
-    fn run(&mut self, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
+    pub fn run(&mut self, kind: u32, sector: u64, data: &[Part]) -> (u8, u32) {
         let status = self.ask(kind, sector, data, false);
         self.rig.notify(0);
         let (_, len) = self.rig.wait_used(&mut self.queue);
         (self.byte(status), len)
     }
 
-    fn fill(&self, at: u64, byte: u8, len: usize) {
+    pub fn fill(&self, at: u64, byte: u8, len: usize) {
         self.rig.ram().write_slice(&vec![byte; len], GuestAddress(at)).unwrap();
     }
 
@@ -100,7 +112,7 @@ impl Player {
     }
 
     /// A discard or write-zeroes.
-    fn clear(&mut self, kind: u32, sector: u64, count: u32, flags: u32) -> u8 {
+    pub fn clear(&mut self, kind: u32, sector: u64, count: u32, flags: u32) -> u8 {
         let ram = self.rig.memory.ram();
         ram.write_obj(sector.to_le(), GuestAddress(DATA)).unwrap();
         ram.write_obj([count.to_le(), flags.to_le()], GuestAddress(DATA + 8)).unwrap();
@@ -407,7 +419,7 @@ fn two_machines_do_not_write_to_one_disk() {
     assert_eq!(
         refused,
         "lock a.img for test0: another process uses it\n  \
-         hint: stop the other machine, or pass readonly=on to all that share the disk"
+         hint: stop the other machine, or pass readonly=on or overlay=on to all that share the disk"
     );
     drop((reader, second));
     let writer = open("readonly=off").unwrap();

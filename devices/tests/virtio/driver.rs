@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use base::bus::Registers;
-use base::clock::HostClock;
+use base::clock::{Clock, HostClock};
 use base::host::fake::FakeHost;
 use base::irq::{FakeLine, Line, SharedLine};
 use base::lane::{Lane, LaneHandle};
@@ -93,9 +93,19 @@ pub struct Rig {
 
 /// Builds what `text` asks of `kind`, on a made-up host.
 pub fn build(kind: &str, text: &str, host: &FakeHost, memory: &Memory) -> base::Result<Body> {
+    build_at(kind, text, host, memory, Arc::new(HostClock::default()))
+}
+
+/// The same, with a clock of the test's own.
+pub fn build_at(
+    kind: &str,
+    text: &str,
+    host: &FakeHost,
+    memory: &Memory,
+    clock: Arc<dyn Clock>,
+) -> base::Result<Body> {
     let (_lane, lane) = Lane::new(|_| ()).unwrap();
     let line = |_| Arc::new(FakeLine::default()) as SharedLine;
-    let clock = Arc::new(HostClock::default());
     let kit = Kit { name: "test0", host, clock, memory, lines: &line, lane: &lane };
     let entry = catalog::find(kind).unwrap();
     entry.build(&entry.parse(text)?, &kit)

@@ -2,6 +2,7 @@
 
 mod blk;
 mod driver;
+mod images;
 mod rng;
 mod transport;
 mod vsock;

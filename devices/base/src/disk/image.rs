@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
 use super::Layers;
 use super::qcow2::Qcow2;
 
@@ -17,17 +19,27 @@ pub(super) enum Kind {
     Qcow2(Arc<Qcow2>),
 }
 
+/// Makes reads and writes of `file` go past the host's page cache.
+///
+/// # Errors
+/// Its file system does not do that.
+pub fn go_direct(file: &File) -> io::Result<()> {
+    let flags = fcntl_getfl(file)?;
+    Ok(fcntl_setfl(file, flags | OFlags::DIRECT)?)
+}
+
 impl Image {
     /// The bytes of `file`, a file or a block device, are those of the disk.
     pub fn raw(file: File) -> Image {
         Image(Kind::Flat(Arc::new(Layers::one(file))))
     }
 
-    /// The same, with `file` opened past the page cache (`O_DIRECT`).
+    /// The same past the host's page cache (`O_DIRECT`, which is set on `file` and all that share it).
     ///
     /// # Errors
-    /// The host reads it in no block of up to 4096 bytes.
+    /// Its file system does not do that, or reads it in no block of up to 4096 bytes.
     pub fn direct(file: File) -> io::Result<Image> {
+        go_direct(&file)?;
         Ok(Image(Kind::Flat(Arc::new(Layers::direct(file)?))))
     }
 

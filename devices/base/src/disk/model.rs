@@ -87,12 +87,7 @@ fn build(make: Make) -> (Image, Vec<u8>, File) {
     let empty = || tempfile::tempfile().unwrap();
     match make {
         Make::Raw(_) => (Image::raw(file), bytes, again),
-        Make::Direct(_) => {
-            use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-            let flags = fcntl_getfl(&file).unwrap();
-            fcntl_setfl(&file, flags | OFlags::DIRECT).unwrap();
-            (Image::direct(file).unwrap(), bytes, again)
-        }
+        Make::Direct(_) => (Image::direct(file).unwrap(), bytes, again),
         Make::Throwaway(_) => {
             let top = File::from(memfd_create("top", MemfdFlags::CLOEXEC).unwrap());
             (Image::throwaway(file, top).unwrap(), bytes, again)

@@ -1,16 +1,17 @@
 //! The device: requests from the ring to the disk and back, many at a time.
 
-use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
-use base::disk::{Action, Backend, Disk, Ended};
+use base::disk::{Action, Backend, Disk, Ended, Image};
 use base::lane::Interest;
 use base::memory::Memory;
 use base::meter::Counter;
+use base::throttle::Throttle;
 use base::{Doing, Fault, Result, Why};
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -18,17 +19,19 @@ use super::ID_BYTES;
 use super::request::{HEADER, LARGEST, Order, SECTOR, SEGMENT_BYTES, SEGMENTS, Shape, Status};
 use crate::virtio::{Chain, Device, Io, Meters};
 
-/// Entries of the queue: the segments of one request, its header and its status.
+/// Entries of a queue: the segments of one request, its header and its status.
 const QUEUE: u16 = 256;
-/// Requests in flight at the most. A driver can offer one chain twice, so the size of the ring is no bound.
+/// Requests in flight at the most, of all queues. A driver can offer one chain twice, so the size of the ring is no bound.
 const DEPTH: u16 = 128;
 /// The token of the disk's bell.
 const DISK: u16 = 0;
+/// The token of the deadline at which the rate limits let the next request through.
+const ADMIT: u16 = 1;
 
 /// What the disk is opened from, when the driver first starts the device: a disk that no guest uses costs an open
 /// file and no ring.
 pub struct Source {
-    pub file: File,
+    pub image: Image,
     pub backend: Backend,
     pub name: String,
     pub memory: Memory,
@@ -50,12 +53,19 @@ struct Counts {
     write_bytes: Arc<Counter>,
     flushes: Arc<Counter>,
     errors: Arc<Counter>,
+    throttled: Arc<Counter>,
 }
 
 pub struct Blk {
     source: Source,
     shape: Shape,
     id: [u8; ID_BYTES],
+    queues: Vec<u16>,
+    throttle: Throttle,
+    /// Queues that may have requests, a bit for each.
+    waiting: u64,
+    /// Whose turn it is.
+    turn: u16,
     disk: Option<Disk>,
     /// By tag.
     flights: Vec<Option<Flight>>,
@@ -67,28 +77,66 @@ pub struct Blk {
 }
 
 impl Blk {
-    pub fn new(source: Source, sectors: u64, readonly: bool, id: [u8; ID_BYTES]) -> Blk {
-        Blk {
+    /// A disk on `source` with `queues` queues, of which there are 1 to 64.
+    ///
+    /// # Errors
+    /// The host does not tell the size of the image.
+    pub fn new(
+        source: Source,
+        readonly: bool,
+        id: [u8; ID_BYTES],
+        queues: u16,
+        throttle: Throttle,
+    ) -> io::Result<Blk> {
+        let shape = Shape { sectors: sectors(&source.image)?, readonly, block: source.image.block() };
+        Ok(Blk {
             source,
-            shape: Shape { sectors, readonly },
+            shape,
             id,
+            queues: vec![QUEUE; queues.into()],
+            throttle,
+            waiting: 0,
+            turn: 0,
             disk: None,
             flights: (0..DEPTH).map(|_| None).collect(),
             free: (0..DEPTH).rev().collect(),
             ended: Vec::new(),
             write_through: false,
             counts: Counts::default(),
-        }
+        })
     }
 
-    /// Takes requests while there is room, starts them together, and answers those that are done at once.
+    /// The next queue that may have a request, in turns.
+    fn next_queue(&mut self) -> Option<u16> {
+        let ahead = self.waiting.checked_shr(self.turn.into()).unwrap_or(0);
+        let queue = if ahead != 0 { self.turn.saturating_add(first(ahead)) } else { first(self.waiting) };
+        self.turn = queue.saturating_add(1);
+        (self.waiting != 0).then_some(queue)
+    }
+
+    /// Takes requests while there is room and the limits allow it. What is left waits in the rings.
+    fn admit(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        while !self.free.is_empty()
+            && let Some(queue) = self.next_queue()
+        {
+            if let Err(wait) = self.throttle.admit() {
+                self.counts.throttled.add(1);
+                self.turn = queue;
+                io.arm(ADMIT, wait);
+                return Ok(());
+            }
+            match io.next(queue)? {
+                Some(chain) => self.begin(chain, io)?,
+                None => self.waiting &= !bit(queue),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes requests, starts them together, and answers those that are done at once.
     fn pump(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         loop {
-            while !self.free.is_empty()
-                && let Some(chain) = io.next(0)?
-            {
-                self.begin(chain, io)?;
-            }
+            self.admit(io)?;
             let Some(disk) = &mut self.disk else { return Ok(()) };
             disk.go();
             let mut ended = std::mem::take(&mut self.ended);
@@ -107,7 +155,14 @@ impl Blk {
         if chain.writable().is_empty() {
             return Err(Fault::new("block request has no room for its status", 0));
         }
-        match self.shape.order(&chain, io.ram()) {
+        let order = self.shape.order(&chain, io.ram());
+        let bytes = match order {
+            // Advice moves nothing.
+            Ok(Order::Disk { action, len, .. }) if action != Action::Discard => len,
+            _ => 0,
+        };
+        self.throttle.spend(1, bytes);
+        match order {
             Ok(Order::Disk { action, offset, len }) => {
                 let flight = Flight { chain, action, offset, len };
                 if len == 0 && action != Action::Flush {
@@ -190,6 +245,20 @@ impl Blk {
     }
 }
 
+fn bit(queue: u16) -> u64 {
+    1u64.checked_shl(queue.into()).unwrap_or(0)
+}
+
+fn first(queues: u64) -> u16 {
+    u16::try_from(queues.trailing_zeros()).unwrap_or(0)
+}
+
+/// Whole sectors of the disk now. One that was shrunk to no whole number of blocks loses the last.
+fn sectors(image: &Image) -> io::Result<u64> {
+    let bytes = image.size()?;
+    Ok(bytes.saturating_sub(bytes.checked_rem(image.block()).unwrap_or(0)) / SECTOR)
+}
+
 /// Writes the status behind `written` bytes of data and gives the chain back.
 fn answer(chain: Chain, status: Status, written: u64, io: &mut Io<'_>) {
     let last = chain.writable().len().saturating_sub(1);
@@ -210,6 +279,7 @@ impl Device for Blk {
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_TOPOLOGY
             | 1 << VIRTIO_BLK_F_FLUSH;
+        let always = if self.queues.len() > 1 { always | 1 << VIRTIO_BLK_F_MQ } else { always };
         if self.shape.readonly {
             always | 1 << VIRTIO_BLK_F_RO
         } else {
@@ -218,26 +288,31 @@ impl Device for Blk {
     }
 
     fn queues(&self) -> &[u16] {
-        &[QUEUE]
+        &self.queues
     }
 
     /// `struct virtio_blk_config`, section 5.2.4.
     fn config(&self) -> Vec<u8> {
         let clear = u32::try_from(LARGEST / SECTOR).unwrap_or(u32::MAX);
+        let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        // The host's page cache works in 4 KiB: so many blocks, as a number and as a power of 2.
+        let page = (4096 / self.shape.block).max(1);
+        let queues = u16::try_from(self.queues.len()).unwrap_or(1);
         let mut config = Vec::with_capacity(60);
         config.extend(self.shape.sectors.to_le_bytes());
         config.extend(SEGMENT_BYTES.to_le_bytes()); // size_max
         config.extend(SEGMENTS.to_le_bytes()); // seg_max
         config.extend([0; 4]); // geometry: not offered
-        config.extend(512u32.to_le_bytes()); // blk_size
-        // The host's page cache works in 4 KiB: 2^3 sectors, aligned at 0, at least 8 and best 8 at a time.
-        config.extend([3, 0, 8, 0]);
-        config.extend(8u32.to_le_bytes());
+        config.extend(small(self.shape.block).to_le_bytes()); // blk_size
+        // Physical blocks, aligned at 0; at least one and best one at a time.
+        config.extend([u8::try_from(page.trailing_zeros()).unwrap_or(0), 0]);
+        config.extend(u16::try_from(page).unwrap_or(1).to_le_bytes());
+        config.extend(small(page).to_le_bytes());
         config.extend([0; 2]); // writeback and a hole
-        config.extend(1u16.to_le_bytes()); // num_queues
+        config.extend(queues.to_le_bytes()); // num_queues
         config.extend(clear.to_le_bytes()); // max_discard_sectors
         config.extend(1u32.to_le_bytes()); // max_discard_seg
-        config.extend(8u32.to_le_bytes()); // discard_sector_alignment
+        config.extend(small(self.source.image.grain() / SECTOR).to_le_bytes()); // discard_sector_alignment
         config.extend(clear.to_le_bytes()); // max_write_zeroes_sectors
         config.extend(1u32.to_le_bytes()); // max_write_zeroes_seg
         config.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
@@ -246,9 +321,9 @@ impl Device for Blk {
 
     fn start(&mut self, features: u64, io: &mut Io<'_>) -> Result<()> {
         self.write_through = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
-        let Source { file, backend, name, memory } = &self.source;
+        let Source { image, backend, name, memory } = &self.source;
         if self.disk.is_none() {
-            let disk = file.try_clone().and_then(|file| Disk::open(file, memory, *backend, DEPTH, name));
+            let disk = Disk::open(image, memory, *backend, DEPTH, name);
             self.disk = Some(disk.doing(Why::Host, || format!("set up {name}"))?);
         }
         match &self.disk {
@@ -259,7 +334,8 @@ impl Device for Blk {
         }
     }
 
-    fn kick(&mut self, _: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+    fn kick(&mut self, queue: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+        self.waiting |= bit(queue);
         self.pump(io)
     }
 
@@ -267,11 +343,24 @@ impl Device for Blk {
         self.pump(io)
     }
 
+    fn refresh(&mut self) -> Result<()> {
+        let name = &self.source.name;
+        let sectors =
+            sectors(&self.source.image).doing(Why::Host, || format!("ask for the size of {name}"))?;
+        self.shape.sectors = sectors;
+        Ok(())
+    }
+
     fn stop(&mut self, io: &mut Io<'_>) {
+        (self.waiting, self.turn) = (0, 0);
+        io.disarm(ADMIT);
         let Some(disk) = &mut self.disk else { return };
         io.unwatch(&*disk);
         let mut ended = Vec::new();
         disk.drain(&mut ended);
+        if let Err(cause) = disk.settle() {
+            log::warn!("{}: write the tables of the image: {cause}", self.source.name);
+        }
         // The driver has forgotten its requests; so do we.
         for (tag, _) in ended {
             if self.flights.get_mut(usize::from(tag)).and_then(Option::take).is_some() {
@@ -289,6 +378,7 @@ impl Device for Blk {
             ("write_bytes", counts.write_bytes.clone()),
             ("flushes", counts.flushes.clone()),
             ("errors", counts.errors.clone()),
+            ("throttled", counts.throttled.clone()),
         ]
     }
 }

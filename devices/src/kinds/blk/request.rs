@@ -43,6 +43,8 @@ pub enum Order {
 pub struct Shape {
     pub sectors: u64,
     pub readonly: bool,
+    /// Bytes of the smallest block that can be read and written.
+    pub block: u64,
 }
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
@@ -98,7 +100,10 @@ impl Shape {
     fn range(&self, action: Action, sector: u64, len: u64) -> Result<Order, Status> {
         let end = sector.checked_add(len.div_ceil(SECTOR)).ok_or(Status::IoError)?;
         let refused = action != Action::Read && self.readonly;
-        if end > self.sectors || !len.is_multiple_of(SECTOR) || len > LARGEST || refused {
+        // The driver was told of larger blocks (blk_size), which the host wants whole.
+        let whole =
+            sector.saturating_mul(SECTOR).is_multiple_of(self.block) && len.is_multiple_of(self.block);
+        if end > self.sectors || !whole || len > LARGEST || refused {
             return Err(Status::IoError);
         }
         // Within the disk, whose bytes were counted in 64 bits.
