@@ -112,6 +112,19 @@ fn a_reset_does_not_lose_an_overlay() {
 }
 
 #[test]
+fn an_overlay_outlives_a_restart_of_the_machine() {
+    for text in ["path=a.img,overlay=on", "path=q,format=qcow2,overlay=on"] {
+        let host = FakeHost::for_lives();
+        put_qcow2(&host, "q", None);
+        let mut player = Player::of(&host, text);
+        write(&mut player, 5, 0xb8, 1);
+        drop(player);
+        let mut player = Player::of(&host, text);
+        assert_eq!(first_byte(&mut player, 5), 0xb8, "{text}");
+    }
+}
+
+#[test]
 fn a_kept_overlay_is_there_again_and_fits_its_base_only() {
     let (host, base) = host();
     host.put(Path::new("over"), file());

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::pipe;
 
-use super::{Access, Dialer, Entropy, Host, Listener, Stream, socket};
+use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Stream, socket};
 use crate::fail::{Doing, Fail, Result, Why};
 
 /// Bytes in a file that a test opens without having made it.
@@ -25,6 +25,7 @@ pub struct FakeHost {
     drawn: Arc<AtomicU64>,
     /// Sockets listened on: the paths, and the names they have instead.
     sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
+    keepsakes: Option<Keepsakes>,
 }
 
 type Names = Mutex<HashMap<PathBuf, String>>;
@@ -36,6 +37,11 @@ fn dial(names: &Names, path: &Path) -> std::io::Result<OwnedFd> {
 }
 
 impl FakeHost {
+    /// A host for a machine that lives more than once.
+    pub fn for_lives() -> FakeHost {
+        FakeHost { keepsakes: Some(Keepsakes::default()), ..FakeHost::default() }
+    }
+
     /// The file at `path`, to look into it or to change it.
     ///
     /// # Errors
@@ -90,6 +96,10 @@ impl Host for FakeHost {
         let again = format!("/proc/self/fd/{}", file.as_raw_fd());
         let opened = File::options().read(true).write(access.write).truncate(access.create).open(again);
         opened.map_err(|cause| Fail::new(Why::Host, doing()).because(cause))
+    }
+
+    fn keepsakes(&self) -> Option<&Keepsakes> {
+        self.keepsakes.as_ref()
     }
 
     fn stdio(&self, role: &str) -> Result<Stream> {

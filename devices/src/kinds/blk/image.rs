@@ -1,6 +1,7 @@
 //! Opening of images: what the user said, never what the bytes suggest; every file through the host, and locked.
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf, absolute};
 
@@ -47,11 +48,16 @@ pub fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
     if let Overlay::Kept(over) = &spec.overlay {
         match opener.file(Path::new(over), "overlay", true) {
             Ok(file) => files.push(file),
-            Err(fail) if fail.is_missing() => {}
+            Err(fail) if missing(&fail) => {}
             Err(fail) => return Err(fail),
         }
     }
     Ok(files)
+}
+
+fn missing(fail: &Fail) -> bool {
+    let cause = std::error::Error::source(fail).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::NotFound)
 }
 
 struct Opener<'a> {
