@@ -140,7 +140,7 @@ impl Sink {
         let file = LinuxHost::default().open(
             "result file",
             path,
-            Access { create: true, write: true, direct: false },
+            Access { create: true, write: true, ..Access::default() },
         )?;
         let outlet = Outlet::new(file.into())
             .doing(Why::Host, || format!("look at the result file {}", path.display()))?;
