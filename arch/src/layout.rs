@@ -30,7 +30,13 @@ pub const EBDA: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP comes first, where a guest that scans for it looks.
 pub const ACPI: u64 = 0xe_0000;
 /// Room for the ACPI tables.
-pub const ACPI_LEN: u64 = 0x2_0000;
+pub const ACPI_LEN: u64 = 0x1_c000;
+/// The MP table, for kernels without ACPI.
+pub const MP_TABLE: u64 = ACPI + ACPI_LEN;
+/// Room for the MP table.
+pub const MP_TABLE_LEN: u64 = 0x4000;
+/// The pointer to the MP table: in the last KiB of conventional memory.
+pub const MP_POINTER: u64 = EBDA;
 /// Start of the memory that belongs to the kernel.
 pub const HIGH_RAM: u64 = 0x10_0000;
 

@@ -243,7 +243,7 @@ fn device(node: &Node, pins: u32) -> Result<Raw> {
 }
 
 /// Linux's ID of virtio-mmio devices, which access memory coherently.
-const VIRTIO_MMIO: &str = "LNRO0005";
+pub const VIRTIO_MMIO: &str = "LNRO0005";
 
 /// A hardware ID (section 6.1.5): an EISA ID in its packed form, or a string.
 fn hardware_id(id: &'static str) -> Option<Box<dyn Aml>> {

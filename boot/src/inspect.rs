@@ -48,6 +48,17 @@ const NEEDS: &[Need] = &[
     need("PVH", "entry by PVH (the Linux protocol does without)", false, false),
 ];
 
+/// What it asks of a kernel without ACPI, instead.
+const NEEDS_WITHOUT_ACPI: &[Need] = &[
+    need("X86_MPPARSE", "processors and interrupts, found by the MP table", false, false),
+    need(
+        "VIRTIO_MMIO_CMDLINE_DEVICES",
+        "devices on the mmio transport, found by the command line",
+        false,
+        false,
+    ),
+];
+
 /// How a configuration has an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -143,13 +154,26 @@ fn beside(kernel: &Kernel) -> Option<(String, String)> {
     let name = path.file_name()?.to_str()?;
     let version = ["vmlinuz-", "vmlinux-"].iter().find_map(|prefix| name.strip_prefix(prefix));
     let mut places: Vec<PathBuf> = version.map(|v| dir.join(format!("config-{v}"))).into_iter().collect();
-    match name {
-        "vmlinux" => places.push(dir.join(".config")),
-        "bzImage" => places.push(dir.join("../../../.config")),
-        "vmlinuz" => places.push(dir.join("config")),
-        _ => {}
+    places.extend(in_tree(path));
+    if name == "vmlinuz" {
+        places.push(dir.join("config"));
     }
     places.iter().find_map(|place| Some((place.display().to_string(), read(place)?)))
+}
+
+/// Where the configuration is if a kernel lies in the tree that it was built in.
+fn in_tree(path: &Path) -> Option<PathBuf> {
+    let config = match path.file_name()?.to_str()? {
+        "vmlinux" => ".config",
+        "bzImage" => "../../../.config",
+        _ => return None,
+    };
+    Some(path.parent()?.join(config))
+}
+
+/// The configuration of a kernel that lies in the tree it was built in.
+pub(crate) fn config_in_tree(kernel: &Kernel) -> Option<String> {
+    read(&in_tree(kernel.path()?)?)
 }
 
 fn read(path: &Path) -> Option<String> {
@@ -180,7 +204,8 @@ fn support(config: &str) -> Vec<Support> {
         };
         Support { option: format!("CONFIG_{}", need.option), state, purpose: need.purpose, note }
     };
-    NEEDS.iter().map(tell).collect()
+    let rest = if set.get("ACPI") == Some(&"y") { &[] } else { NEEDS_WITHOUT_ACPI };
+    NEEDS.iter().chain(rest).map(tell).collect()
 }
 
 #[cfg(test)]
@@ -196,6 +221,8 @@ mod tests {
         assert_eq!(state("CONFIG_64BIT").note, None);
         assert_eq!(state("CONFIG_VIRTIO_BLK").note, Some("a module: needs an initrd that loads it"));
         assert_eq!(state("CONFIG_PVH").state, State::Missing);
-        assert_eq!(found.len(), NEEDS.len());
+        assert_eq!(found.len(), NEEDS.len() + NEEDS_WITHOUT_ACPI.len());
+        let found = support("CONFIG_64BIT=y\nCONFIG_ACPI=y\n");
+        assert_eq!(found.len(), NEEDS.len(), "with ACPI nothing else is asked for");
     }
 }

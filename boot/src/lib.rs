@@ -1,25 +1,30 @@
 //! What stands in guest memory before the first instruction.
 //!
 //! A [`Plan`] names it - kernel, initrd, command line, machine - and [`place`] puts it there: the kernel where it
-//! wants to be, the initrd above it, ACPI tables in the firmware area, and the page that tells the kernel of them all.
+//! wants to be, the initrd above it, ACPI tables (and for a kernel without ACPI an MP table) in the firmware area, and the page that tells the kernel of them all.
 //! Nothing here knows a hypervisor: it needs guest memory only, and can run while others set up the rest.
 #![forbid(unsafe_code)]
 
 pub mod acpi;
 pub mod cmdline;
 pub mod cpio;
+mod discovery;
 pub mod initrd;
 pub mod inspect;
 pub mod kernel;
 mod linux;
 mod map;
+pub mod mptable;
 mod pvh;
+
+use std::borrow::Cow;
 
 use arch::layout::{CMDLINE, PVH_INFO, ZERO_PAGE};
 use base::memory::Memory;
 use base::{Doing, Result, Why};
 use vm_memory::{Bytes, GuestAddress};
 
+use self::discovery::Discovery;
 use self::initrd::Part;
 use self::kernel::Kernel;
 use self::map::Map;
@@ -64,7 +69,7 @@ pub struct Plan<'a> {
     pub protocol: Protocol,
     /// How the kernel's code comes into memory.
     pub loading: Loading,
-    /// What the ACPI tables describe.
+    /// What the ACPI tables describe, or the MP table for a kernel without ACPI.
     pub machine: acpi::Machine<'a>,
 }
 
@@ -98,14 +103,23 @@ pub enum Start {
 pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
     let map = Map::new(memory);
     let kernel = plan.kernel.load(plan.protocol, plan.loading, memory, &map)?;
-    cmdline::check(plan.cmdline, linux::cmdline_limit(&kernel.header))?;
+    let configured = || kernel.acpi.or_else(|| discovery::has_acpi(&inspect::config_in_tree(plan.kernel)?));
+    let cmdline = match discovery::choose(plan.cmdline, configured) {
+        Discovery::Acpi => Cow::Borrowed(plan.cmdline),
+        Discovery::Words => {
+            mptable::place(&plan.machine, memory)?;
+            Cow::Owned(discovery::announce(plan.cmdline, plan.machine.nodes))
+        }
+    };
+    cmdline::check(&cmdline, linux::cmdline_limit(&kernel.header))?;
     let ceiling = u64::from(kernel.header.initrd_addr_max);
     let initrd = initrd::place(plan.initrd, memory, &map, kernel.end, ceiling)?;
     // The terminating zero is there: this memory has never been written.
     memory
         .ram()
-        .write_slice(plan.cmdline.as_bytes(), GuestAddress(CMDLINE))
+        .write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE))
         .doing(Why::Invalid, || "write the kernel command line")?;
+    // A kernel without ACPI does not look at them.
     acpi::place(&plan.machine, memory)?;
     let by_pvh = plan.protocol == Protocol::Pvh || (plan.protocol == Protocol::Auto && kernel.only_pvh);
     if let (true, Some(entry)) = (by_pvh, kernel.pvh) {

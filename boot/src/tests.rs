@@ -47,6 +47,10 @@ fn plan<'a>(kernel: &'a Kernel, initrd: &'a [Part], cmdline: &'a str) -> Plan<'a
 
 /// A bare-metal guest of one instruction, at 1 MiB.
 fn tiny() -> Kernel {
+    Kernel::parse("tiny", tiny_bytes()).unwrap()
+}
+
+fn tiny_bytes() -> Vec<u8> {
     let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
     for field in [0x10_0000u64, 64, 0] {
         bytes.extend(field.to_le_bytes());
@@ -56,7 +60,7 @@ fn tiny() -> Kernel {
         bytes.extend(field.to_le_bytes());
     }
     bytes.push(0xf4);
-    Kernel::parse("tiny", bytes).unwrap()
+    bytes
 }
 
 #[test]
@@ -73,6 +77,44 @@ fn places_a_whole_plan() {
     memory.ram().read_slice(&mut text, GuestAddress(CMDLINE)).unwrap();
     assert_eq!(&text, b"console=ttyS0\0");
     assert_eq!(byte(arch::layout::ACPI), b'R');
+}
+
+/// The command line and the first bytes of the MP table, of the kernel in the file, with a device.
+fn discovered(kernel: &Kernel, cmdline: &str) -> (String, [u8; 4]) {
+    let device = base::node::Node {
+        name: "V000".into(),
+        hid: acpi::VIRTIO_MMIO,
+        uid: 0,
+        ports: Vec::new(),
+        memory: vec![(0xd000_0000, 0x1000)],
+        irqs: vec![5],
+    };
+    let nodes = [device];
+    let memory = Memory::new(&arch::layout::ram(16 << 20)).unwrap();
+    let plan = plan(kernel, &[], cmdline);
+    place(&Plan { machine: acpi::Machine { nodes: &nodes, ..plan.machine }, ..plan }, &memory).unwrap();
+    let (mut text, mut table) = ([0; 256], [0; 4]);
+    memory.ram().read_slice(&mut text, GuestAddress(CMDLINE)).unwrap();
+    memory.ram().read_slice(&mut table, GuestAddress(arch::layout::MP_TABLE)).unwrap();
+    let text = text.split(|byte| *byte == 0).next().unwrap();
+    (String::from_utf8(text.to_vec()).unwrap(), table)
+}
+
+#[test]
+fn a_kernel_without_acpi_gets_an_mp_table_and_words_and_another_does_not() {
+    let without = ("virtio_mmio.device=4096@0xd0000000:5".to_owned(), *b"PCMP");
+    assert_eq!(discovered(&tiny(), "quiet"), ("quiet".to_owned(), [0; 4]));
+    assert_eq!(discovered(&tiny(), "acpi=off").0, format!("acpi=off {}", without.0));
+    assert_eq!(discovered(&tiny(), "acpi=off").1, without.1);
+    // In the tree it was built in.
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("vmlinux"), tiny_bytes()).unwrap();
+    let configured = |text: &str| {
+        std::fs::write(tree.path().join(".config"), text).unwrap();
+        discovered(&Kernel::open(&tree.path().join("vmlinux")).unwrap(), "")
+    };
+    assert_eq!(configured("CONFIG_64BIT=y\n# CONFIG_ACPI is not set\n"), without);
+    assert_eq!(configured("CONFIG_64BIT=y\nCONFIG_ACPI=y\n"), (String::new(), [0; 4]));
 }
 
 /// Loading runs on a thread of its own, beside the set-up of the hypervisor.

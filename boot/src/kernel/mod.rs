@@ -27,6 +27,7 @@ use self::elf::Elf;
 pub use self::payload::Compression;
 use self::source::Source;
 pub(crate) use self::source::read_into;
+use crate::discovery::has_acpi;
 use crate::map::Map;
 use crate::{Loading, Protocol, linux};
 
@@ -73,6 +74,8 @@ pub(crate) struct Placed {
     pub header: setup_header,
     /// Whether PVH is the only protocol it speaks.
     pub only_pvh: bool,
+    /// Whether it was configured with ACPI, if it says so itself.
+    pub acpi: Option<bool>,
 }
 
 /// Finds the kernel image that a path means: the file itself, or in a build tree `vmlinux`, `arch/x86/boot/bzImage`
@@ -280,7 +283,10 @@ impl Kernel {
             }
             Form::BzImage(image) if image.compression.unpacks() && !self.packed => {
                 let (elf, mut source) = self.unpack(image)?;
-                Placed { header: image.header, ..self.load_elf(&elf, &mut source, loading, memory, map)? }
+                // While it is at hand: a search takes little beside the unpacking.
+                let acpi = scan::config(&elf, &source).and_then(|config| has_acpi(&config));
+                let placed = self.load_elf(&elf, &mut source, loading, memory, map)?;
+                Placed { header: image.header, acpi, ..placed }
             }
             Form::BzImage(image) => self.load_packed(image, memory, map)?,
         };
@@ -314,7 +320,14 @@ impl Kernel {
         map.check(&self.name, start, end)?;
         elf.load(source, memory, loading)
             .map_err(|e| Fail::new(why_of(&e), format!("load kernel {}", self.name)).because(e))?;
-        Ok(Placed { linux: elf.entry, pvh: elf.pvh, end, header: linux::header(), only_pvh: false })
+        Ok(Placed {
+            linux: elf.entry,
+            pvh: elf.pvh,
+            end,
+            header: linux::header(),
+            only_pvh: false,
+            acpi: None,
+        })
     }
 
     fn load_packed(&self, image: &BzImage, memory: &Memory, map: &Map) -> Result<Placed> {
@@ -323,7 +336,7 @@ impl Kernel {
         let loading = || format!("load kernel {}", self.name);
         let mut source = self.source.share().doing(Why::Host, loading)?;
         let linux = image.load(&mut source, memory, start).doing(Why::Host, loading)?;
-        Ok(Placed { linux, pvh: None, end, header: image.header, only_pvh: false })
+        Ok(Placed { linux, pvh: None, end, header: image.header, only_pvh: false, acpi: None })
     }
 }
 

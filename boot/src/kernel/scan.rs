@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use memchr::memmem::Finder;
+
 use super::elf::Elf;
 use super::source::Source;
 
@@ -50,6 +52,7 @@ pub fn config(elf: &Elf, source: &Source) -> Option<String> {
 
 /// Calls `accept` with the offset of each occurrence of `needle` in the segments until it takes one.
 fn find<T>(elf: &Elf, source: &Source, needle: &[u8], accept: impl Fn(u64) -> Option<T>) -> Option<T> {
+    let finder = Finder::new(needle);
     let mut budget = MAX_SCAN;
     for segment in &elf.segments {
         let len = segment.file_len.min(budget);
@@ -57,8 +60,9 @@ fn find<T>(elf: &Elf, source: &Source, needle: &[u8], accept: impl Fn(u64) -> Op
         let mut at = 0;
         while at < len {
             let chunk = usize::try_from((len - at).min(CHUNK + OVERLAP)).ok()?;
-            let bytes = source.prefix(segment.offset + at, chunk).ok()?;
-            let found = positions(&bytes, needle).find_map(|hit| accept(segment.offset + at + hit as u64));
+            let bytes = source.view(segment.offset + at, chunk).ok()?;
+            let mut hits = finder.find_iter(&bytes);
+            let found = hits.find_map(|hit| accept(segment.offset + at + hit as u64));
             if found.is_some() {
                 return found;
             }
@@ -66,15 +70,4 @@ fn find<T>(elf: &Elf, source: &Source, needle: &[u8], accept: impl Fn(u64) -> Op
         }
     }
     None
-}
-
-/// Where `needle` begins in `bytes`.
-fn positions<'a>(bytes: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
-    let first = needle.first().copied().unwrap_or_default();
-    bytes
-        .iter()
-        .enumerate()
-        .filter(move |(_, byte)| **byte == first)
-        .map(|(at, _)| at)
-        .filter(move |at| bytes.get(*at..).is_some_and(|rest| rest.starts_with(needle)))
 }

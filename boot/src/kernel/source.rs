@@ -1,5 +1,6 @@
 //! Where the bytes of a kernel come from: a file, memory, or an unpacked payload.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -69,6 +70,15 @@ impl Source {
                 buffer.copy_from_slice(self.slice(offset, buffer.len())?);
                 Ok(())
             }
+        }
+    }
+
+    /// The bytes that [`Source::prefix`] has; not copied where they are in memory.
+    pub fn view(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
+        let left = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+        match self {
+            Source::File(..) => self.prefix(offset, len).map(Cow::Owned),
+            _ => self.slice(offset, len.min(left)).map(Cow::Borrowed),
         }
     }
 

@@ -253,6 +253,10 @@ fn finds_an_embedded_configuration() {
     let config = [b"IKCFG_ST", packed.finish().unwrap().as_slice(), b"IKCFG_ED"].concat();
     let mut image = plain_elf();
     image[0x1800..0x1800 + config.len()].copy_from_slice(&config);
+    let packed = Kernel::parse("k", bzimage(&pack(Compression::Lz4, &image))).unwrap();
+    let memory = Memory::new(&arch::layout::ram(64 << 20)).unwrap();
+    let placed = packed.load(Protocol::Auto, Loading::Map, &memory, &Map::new(&memory)).unwrap();
+    assert_eq!(placed.acpi, Some(false), "without CONFIG_ACPI, as it says itself");
     let kernel = Kernel::parse("k", image).unwrap();
     assert_eq!(kernel.with_elf(scan::config).unwrap().flatten().as_deref(), Some("CONFIG_64BIT=y\n"));
     assert_eq!(Kernel::parse("k", plain_elf()).unwrap().with_elf(scan::config).unwrap(), Some(None));
