@@ -63,6 +63,7 @@ pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
     let memory = memory(plan.memory, lab::room())?;
     // Held to the end of the run: what the other side locks, nobody here would see.
     let _held = claim(plan, &LinuxHost::default())?;
+    lab::check()?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(std::env::args_os().skip(1));

@@ -98,8 +98,9 @@ impl Findings {
 /// Looks at everything.
 pub fn examine(site: &dyn Site) -> Findings {
     let emulated = emulated_host(site);
-    let mut checks = kvm(site, emulated.state == State::Ok);
-    checks.extend([emulated, io_uring(site), huge_pages(site), userfaultfd(site), tun(site)]);
+    let cache = cache(site);
+    let mut checks = kvm(site, [&emulated, &cache].iter().all(|check| check.state == State::Ok));
+    checks.extend([emulated, cache, io_uring(site), huge_pages(site), userfaultfd(site), tun(site)]);
     checks.extend([open_files(site), locked_memory(site)]);
     Findings { checks }
 }
@@ -165,12 +166,31 @@ fn load_module(site: &dyn Site) -> &'static str {
 }
 
 fn emulated_host(site: &dyn Site) -> Check {
-    let missing: Vec<_> = site.emulated_host_lacks();
-    if missing.is_empty() {
-        return Check::ok("emulated host", "QEMU is there for runs that KVM here cannot do");
+    let lacks = site.emulated_host_lacks();
+    if lacks.is_empty() {
+        return Check::ok("emulated host", "QEMU and a kernel are there for runs that KVM here cannot do");
     }
-    let fix = "sudo apt-get install qemu-system-x86 seabios busybox-static cpio kmod";
-    Check::warn("emulated host", format!("not available: {} missing", missing.join(", ")), fix)
+    let missing: Vec<_> = lacks.iter().map(Fail::summary).collect();
+    let fixes: Vec<_> = lacks.iter().filter_map(Fail::remedy).map(as_root).collect();
+    Check::warn("emulated host", format!("not available: {}", missing.join("; ")), &fixes.join("; "))
+}
+
+/// A remedy as somebody types it who is not root.
+fn as_root(remedy: &str) -> String {
+    if remedy.starts_with("apt-get ") { format!("sudo {remedy}") } else { remedy.to_owned() }
+}
+
+fn cache(site: &dyn Site) -> Check {
+    match site.cache() {
+        Ok(dir) => {
+            Check::ok("cache", format!("the kernel of the emulated host is kept in {}", dir.display()))
+        }
+        Err(fail) => Check::warn(
+            "cache",
+            format!("{}; the emulated host does not start", fail.summary()),
+            fail.remedy().unwrap_or_default(),
+        ),
+    }
 }
 
 fn io_uring(site: &dyn Site) -> Check {

@@ -4,11 +4,12 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use base::Result;
+use base::{Fail, Result};
 use rustix::process::{Resource, getrlimit};
 
 use crate::accel::{self, Ring0};
 use crate::hv::kvm::Hypervisor;
+use crate::lab;
 
 /// A limit of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +49,14 @@ pub trait Site {
     /// The limit in force; `None` is no limit.
     fn limit(&self, which: Limit) -> Option<u64>;
 
-    /// Programs and files that the emulated host needs and that are missing.
-    fn emulated_host_lacks(&self) -> Vec<String>;
+    /// What the emulated host needs and this one lacks.
+    fn emulated_host_lacks(&self) -> Vec<Fail>;
+
+    /// The directory in which the kernel of the emulated host is or can be kept.
+    ///
+    /// # Errors
+    /// It cannot be kept there.
+    fn cache(&self) -> Result<PathBuf>;
 
     /// A path of the host.
     fn path(&self, path: &str) -> PathBuf {
@@ -111,18 +118,11 @@ impl Site for ThisHost {
         getrlimit(resource).current
     }
 
-    fn emulated_host_lacks(&self) -> Vec<String> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = |program: &&str| {
-            std::env::split_paths(&path).any(|folder| {
-                let folder = folder.strip_prefix("/").map(Path::to_owned).unwrap_or(folder);
-                self.root.join(folder).join(program).is_file()
-            })
-        };
-        ["qemu-system-x86_64"]
-            .iter()
-            .filter(|program| !found(program))
-            .map(|program| (*program).to_owned())
-            .collect()
+    fn emulated_host_lacks(&self) -> Vec<Fail> {
+        lab::lacks()
+    }
+
+    fn cache(&self) -> Result<PathBuf> {
+        lab::cache()
     }
 }

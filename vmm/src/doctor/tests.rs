@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::*;
 
@@ -8,7 +8,8 @@ struct Fake {
     kvm: fn() -> base::Result<Kvm>,
     io_uring: fn() -> io::Result<()>,
     limit: Option<u64>,
-    lacks: &'static [&'static str],
+    lacks: fn() -> Vec<Fail>,
+    cache: fn() -> base::Result<PathBuf>,
 }
 
 impl Site for Fake {
@@ -24,8 +25,11 @@ impl Site for Fake {
     fn limit(&self, _: Limit) -> Option<u64> {
         self.limit
     }
-    fn emulated_host_lacks(&self) -> Vec<String> {
-        self.lacks.iter().map(|name| (*name).to_owned()).collect()
+    fn emulated_host_lacks(&self) -> Vec<Fail> {
+        (self.lacks)()
+    }
+    fn cache(&self) -> base::Result<PathBuf> {
+        (self.cache)()
     }
 }
 
@@ -45,7 +49,14 @@ fn write(site: &Fake, path: &str, text: &str) {
 
 fn healthy() -> Fake {
     let tree = tempfile::tempdir().unwrap();
-    let site = Fake { tree, kvm: healthy_kvm, io_uring: || Ok(()), limit: None, lacks: &[] };
+    let site = Fake {
+        tree,
+        kvm: healthy_kvm,
+        io_uring: || Ok(()),
+        limit: None,
+        lacks: Vec::new,
+        cache: || Ok("/c".into()),
+    };
     write(&site, "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
     for device in ["dev/kvm", "dev/net/tun", "dev/userfaultfd"] {
         write(&site, device, "");
@@ -113,9 +124,15 @@ fn an_emulating_kvm_is_a_warning_only_where_there_is_another_way() {
     let mut site = healthy();
     site.kvm = emulating_kvm;
     assert_eq!((look(&site, "processor").0, examine(&site).exit_code()), (State::Warn, 0));
-    site.lacks = &["qemu-system-x86_64"];
+    site.lacks = || {
+        let lack = |doing, hint| Fail::new(Why::Missing, doing).hint(hint);
+        vec![lack("find QEMU's pvh.bin", "apt-get install q"), lack("fetch a kernel", "install one")]
+    };
     assert_eq!((look(&site, "processor").0, examine(&site).exit_code()), (State::Fail, 5));
-    assert_eq!(look(&site, "emulated host").1, "not available: qemu-system-x86_64 missing");
+    let (state, detail, fix) = look(&site, "emulated host");
+    assert_eq!(state, State::Warn);
+    assert_eq!(detail, "not available: find QEMU's pvh.bin; fetch a kernel");
+    assert_eq!(fix, "sudo apt-get install q; install one");
 }
 
 #[test]
@@ -123,12 +140,14 @@ fn each_other_lack_is_a_warning_with_its_own_remedy() {
     let mut site = healthy();
     site.io_uring = || Err(io::Error::from_raw_os_error(1));
     site.limit = Some(64);
+    site.cache = || Err(Fail::new(Why::Denied, "write to /c").hint("set XDG_CACHE_HOME"));
     write(&site, "proc/sys/kernel/io_uring_disabled", "2\n");
     write(&site, "sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
     std::fs::remove_file(site.path("dev/net/tun")).unwrap();
     std::fs::remove_file(site.path("dev/userfaultfd")).unwrap();
     for (name, detail, fix) in [
         ("io_uring", "Operation not permitted; disks use threads", "sysctl kernel.io_uring_disabled=0"),
+        ("cache", "write to /c; the emulated host does not start", "set XDG_CACHE_HOME"),
         ("huge pages", "off (never)", "echo madvise"),
         ("userfaultfd", "not for this user", "unprivileged_userfaultfd=1"),
         ("tun", "No such file or directory; no TAP", "modprobe tun"),

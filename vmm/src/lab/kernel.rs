@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 
 use base::{Doing, Fail, Result, Why};
 use boot::kernel::Kernel;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use sha2::{Digest, Sha256};
 
 use super::modules::{Module, Tree};
+use super::qemu::in_path;
 use crate::{builtin, log};
 
 /// Modules without which there is no emulated host: its devices, its root file system, and what it is for.
@@ -58,16 +59,22 @@ impl Prepared {
 /// # Errors
 /// This machine's kernel will not do and Debian's cannot be fetched, or the cache cannot be written.
 pub fn prepare() -> Result<Prepared> {
-    let cache = cache()?;
-    if let Some(found) = cached(&cache) {
+    prepare_in(&cache()?)
+}
+
+fn prepare_in(cache: &Path) -> Result<Prepared> {
+    if let Some(found) = cached(cache) {
         return Ok(found);
     }
     let making = || format!("make the cache {}", cache.display());
-    fs::create_dir_all(&cache).doing(Why::Denied, making)?;
+    let open = || {
+        fs::create_dir_all(cache)?;
+        File::create(cache.join("lock"))
+    };
     // Whoever comes second waits, and then finds it.
-    let lock = File::create(cache.join("lock")).doing(Why::Denied, making)?;
+    let lock = open().doing(Why::Denied, making).map_err(|fail| fail.hint(ELSEWHERE))?;
     flock(&lock, FlockOperation::LockExclusive).doing(Why::Host, making)?;
-    if let Some(found) = cached(&cache) {
+    if let Some(found) = cached(cache) {
         return Ok(found);
     }
     if std::io::stderr().is_terminal() {
@@ -95,6 +102,50 @@ fn remove(dir: &Path) -> Result<()> {
     }
 }
 
+/// What helps where the cache cannot be.
+const ELSEWHERE: &str = "set XDG_CACHE_HOME to a directory that can be written";
+
+/// Whether the cache holds a kernel, or one could be put there. Writes nothing.
+///
+/// # Errors
+/// It cannot; the remedy is told.
+pub fn check_cache() -> Result<PathBuf> {
+    let cache = cache()?;
+    check_cache_in(&cache).map(|()| cache)
+}
+
+fn check_cache_in(cache: &Path) -> Result<()> {
+    if cached(cache).is_some() {
+        return Ok(());
+    }
+    let there = cache.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let writing = || format!("write to {}", there.display());
+    let denied = |cause: std::io::Error| Fail::new(Why::Denied, writing()).because(cause).hint(ELSEWHERE);
+    if !there.is_dir() {
+        return Err(denied(ErrorKind::NotADirectory.into()));
+    }
+    access(there, Access::WRITE_OK | Access::EXEC_OK).map_err(|cause| denied(cause.into()))
+}
+
+/// Whether a kernel is in the cache, on this machine, or can be fetched.
+///
+/// # Errors
+/// None of it; the remedy is told.
+pub fn check_source() -> Result<()> {
+    let (image, tree) = own_files();
+    let own = image.is_some_and(|image| File::open(image).is_ok()) && tree.join("kernel").is_dir();
+    if own || cache().is_ok_and(|cache| cached(&cache).is_some()) {
+        return Ok(());
+    }
+    let tools = ["apt-get", "apt-cache", "dpkg-deb"];
+    match tools.into_iter().find(|tool| in_path(tool).is_none()) {
+        None => Ok(()),
+        Some(tool) => {
+            Err(without(format!("{tool} is not installed, and this machine's own kernel will not do")))
+        }
+    }
+}
+
 /// The directory for what can be made again.
 fn cache() -> Result<PathBuf> {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -102,7 +153,7 @@ fn cache() -> Result<PathBuf> {
     top.map(|top| top.join("mayfly/lab")).ok_or_else(|| {
         Fail::new(Why::Missing, "find the cache for the emulated host")
             .because("neither XDG_CACHE_HOME nor HOME is set")
-            .hint("set XDG_CACHE_HOME to a directory that can be written")
+            .hint(ELSEWHERE)
     })
 }
 
@@ -128,12 +179,18 @@ fn release() -> String {
 /// Prepares this machine's own kernel in `dir`: the directory and the release.
 fn own(dir: &Path) -> Result<(PathBuf, String)> {
     let release = release();
+    let (image, tree) = own_files();
+    let image = image.ok_or_else(|| Fail::new(Why::Missing, format!("find kernel {release}")))?;
+    store(&image, &tree, dir)?;
+    Ok((dir.to_owned(), release))
+}
+
+/// Image and modules of this machine's own kernel, as distributions lay them.
+fn own_files() -> (Option<PathBuf>, PathBuf) {
+    let release = release();
     let tree = Path::new("/lib/modules").join(&release);
     let images = [PathBuf::from(format!("/boot/vmlinuz-{release}")), tree.join("vmlinuz")];
-    let image = images.iter().find(|image| image.is_file());
-    let image = image.ok_or_else(|| Fail::new(Why::Missing, format!("find kernel {release}")))?;
-    store(image, &tree, dir)?;
-    Ok((dir.to_owned(), release))
+    (images.into_iter().find(|image| image.is_file()), tree)
 }
 
 /// Fetches and prepares Debian's kernel in `dir`: the directory with it, and its release.
@@ -235,5 +292,19 @@ mod tests {
         assert!(found().contains("/6.1.0-2."), "{}", found());
         add(format!("{}{}", release(), suffix()));
         assert!(found().contains(&release()), "{}", found());
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_made_is_told_with_the_remedy_before_and_when_it_is_needed() {
+        let place = tempfile::tempdir().unwrap();
+        assert!(check_cache_in(&place.path().join("a/b")).is_ok());
+        assert!(!place.path().join("a").exists(), "the check writes nothing");
+        let file = place.path().join("file");
+        fs::write(&file, "").unwrap();
+        for fail in [check_cache_in(&file.join("b")).err(), prepare_in(&file.join("b")).err()] {
+            let fail = fail.unwrap();
+            assert!(fail.summary().to_lowercase().ends_with("not a directory"), "{fail}");
+            assert_eq!(fail.remedy(), Some(ELSEWHERE));
+        }
     }
 }

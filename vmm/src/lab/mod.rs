@@ -32,6 +32,33 @@ use crate::plan::Size;
 /// Longest wait for an emulated host to come up: it takes about two seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// What an emulated host needs and this machine lacks: program, firmware, a kernel. Each failure has its remedy.
+pub fn lacks() -> Vec<Fail> {
+    let firmware = qemu::missing_firmware().and_then(|missing| match missing.as_slice() {
+        [] => Ok(()),
+        files => Err(Fail::new(Why::Missing, format!("find QEMU's {}", files.join(", ")))
+            .hint(format!("apt-get install {}", qemu::PACKAGES))),
+    });
+    [firmware, kernel::check_source()].into_iter().filter_map(Result::err).collect()
+}
+
+/// Looks whether an emulated host could be started, as far as that takes no time.
+///
+/// # Errors
+/// QEMU is missing, or there is no place for the kernel.
+pub fn check() -> Result<()> {
+    qemu::find()?;
+    kernel::check_cache().map(drop)
+}
+
+/// The directory of the cache, in which the kernel of the emulated host is or can be kept.
+///
+/// # Errors
+/// It cannot be kept there; the remedy is told.
+pub fn cache() -> Result<PathBuf> {
+    kernel::check_cache()
+}
+
 /// Most RAM that an emulated host can have on this machine, in whole MiB: as much as there is, swap included, since
 /// Linux lets nobody reserve more. No limit where it was told to grant everything.
 pub fn room() -> Size {

@@ -21,6 +21,8 @@ use super::Options;
 use super::kernel::Prepared;
 
 const PROGRAM: &str = "qemu-system-x86_64";
+/// Debian's packages with QEMU and its firmware.
+pub const PACKAGES: &str = "--no-install-recommends qemu-system-x86 seabios";
 /// How much of the console is kept: enough for a panic with its trace.
 const TAIL: usize = 8 << 10;
 
@@ -45,17 +47,42 @@ pub struct Qemu {
     console: Arc<Mutex<Vec<u8>>>,
 }
 
+/// Files of QEMU's that the computer starts with: its firmware, and what loads a kernel of either form.
+const FIRMWARE: [&str; 3] = ["bios-256k.bin", "linuxboot_dma.bin", "pvh.bin"];
+
 /// Finds QEMU in the `PATH`.
 pub fn find() -> Result<PathBuf> {
+    in_path(PROGRAM).ok_or_else(|| {
+        Fail::new(Why::Missing, "emulate a host with AMD-V")
+            .because(format!("{PROGRAM} is not installed"))
+            .hint(format!("apt-get install {PACKAGES}"))
+    })
+}
+
+/// The first program of that name in the `PATH`.
+pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let runs = |file: &PathBuf| {
         file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
     };
-    std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(runs).ok_or_else(|| {
-        Fail::new(Why::Missing, "emulate a host with AMD-V")
-            .because(format!("{PROGRAM} is not installed"))
-            .hint("apt-get install --no-install-recommends qemu-system-x86 seabios")
-    })
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
+}
+
+/// Those of QEMU's files that are missing, by what QEMU itself says of where it looks.
+///
+/// # Errors
+/// QEMU is not there, or does not run.
+pub fn missing_firmware() -> Result<Vec<&'static str>> {
+    let program = find()?;
+    let asking = || format!("ask {} for its directories", program.display());
+    let said = Command::new(&program).args(["-L", "help"]).output().doing(Why::Host, asking)?;
+    if !said.status.success() {
+        let cause = String::from_utf8_lossy(&said.stderr).trim().to_owned();
+        return Err(Fail::new(Why::Host, asking()).because(cause));
+    }
+    let dirs: Vec<PathBuf> = String::from_utf8_lossy(&said.stdout).lines().map(PathBuf::from).collect();
+    let missing = |file: &&str| !dirs.iter().any(|dir| dir.join(file).is_file());
+    Ok(FIRMWARE.into_iter().filter(missing).collect())
 }
 
 impl Qemu {
