@@ -206,3 +206,25 @@ fn a_result_pipe_is_opened_once_and_never_waited_for() {
     assert_eq!(run(dir.path(), "run --kernel vmlinuz --json=kept --dry-run").status.code(), Some(0));
     assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"old", "a dry run has no result");
 }
+
+/// A run on the emulated host locks its disks here, where others can see it: a disk in use is found before any host is
+/// started for it.
+#[test]
+fn a_disk_in_use_is_not_given_to_a_run_on_the_emulated_host() {
+    let dir = fixtures();
+    let path = dir.path().join("shared.img");
+    fs::write(&path, [0; 1024]).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let told = || {
+        let output = run(dir.path(), "run --accel emulated --kernel tiny --disk shared.img");
+        assert_eq!(output.status.code(), Some(125));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let other = fs::File::open(&path).unwrap();
+    other.lock().unwrap();
+    let refusal = told();
+    assert!(refusal.starts_with("error: lock shared.img for disk0: another process uses it\n"), "{refusal}");
+    other.unlock().unwrap();
+    // Nothing else stands in its way but that there is no QEMU where PATH is empty.
+    assert!(told().starts_with("error: emulate a host"), "{}", told());
+}
