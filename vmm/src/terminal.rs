@@ -1,13 +1,14 @@
 //! The operator's terminal: raw while a guest has it, and as it was before in every case but `kill -9`.
 //!
-//! [`restore`] works at any moment and any number of times; it is called when [`Raw`] goes out of scope, and by
-//! every panic. Output processing stays on: a line feed of ours still returns the carriage.
+//! [`restore`] works at any moment and any number of times; it is called when [`Raw`] goes out of scope, by every
+//! panic, and by every signal that ends the process. Output processing stays on: a line feed of ours still returns the carriage.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base::sys::death;
 use rustix::process::getpgrp;
 use rustix::stdio::stdin;
 use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
@@ -39,6 +40,7 @@ pub fn enter() -> io::Result<Option<Raw>> {
     }
     if BEFORE.set(before.clone()).is_ok() {
         restore_on_panic();
+        death::prepare(restore);
     }
     RAW.store(true, Ordering::SeqCst);
     let raw = Raw(());

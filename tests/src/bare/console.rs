@@ -79,38 +79,17 @@ pub fn cases() -> Vec<Case> {
             output.code(7)?.mentions("ready\n")?;
             if output.stdout.len() == 6 + 5001 { Ok(()) } else { Err(output.differs("5,007 bytes")) }
         }),
-        terminal("echo", "ctrl_a_x_ends_the_run", r"expect=ready 'send=\x01x'", 130, ""),
-        terminal(
-            "again --on-reset restart",
-            "ctrl_a_x_ends_a_later_life",
-            r"expect=alive expect=alive expect=alive 'send=\x01x'",
-            130,
-            "",
-        ),
-        terminal("echo", "ctrl_a_help", r"expect=ready 'send=\x01?' expect=x 'send=q'", 7, ""),
-        terminal("echo", "ctrl_a_a_is_ctrl_a", r"expect=ready 'send=\x01aq'", 7, "\u{1}q"),
-        terminal("echo", "ctrl_c_is_for_the_guest", r"expect=ready 'send=\x03q'", 7, "\u{3}q"),
+        Case::new("bare::serial_file_at_the_limit_of_its_size", |room| {
+            let (kernel, options) = (kernel(room, "flood")?, room.ground.options());
+            let mayfly = room.mayfly.display();
+            let output = room.shell(&format!(
+                "ulimit -f 64; {mayfly} run {options} --kernel {kernel} --serial file=log --json"
+            ))?;
+            output.code(123)?.complains("error: write the serial output: File too large\n")?;
+            output.mentions(r#""end":"host-error""#)?;
+            Ok(())
+        }),
     ]
-}
-
-/// A case on a terminal, of the guest `run` with its arguments; the terminal's settings must be as before afterwards.
-fn terminal(run: &'static str, case: &str, steps: &'static str, code: i32, said: &'static str) -> Case {
-    Case::new(format!("bare::{case}"), move |room| {
-        let (name, more) = run.split_once(' ').unwrap_or((run, ""));
-        let (kernel, options) = (kernel(room, name)?, room.ground.options());
-        let terminal = std::env::current_exe()
-            .ok()
-            .and_then(|me| Some(me.parent()?.parent()?.join("terminal")))
-            .filter(|path| path.exists())
-            .ok_or("find the program `terminal` beside the tests: cargo build -p tests")?;
-        let command = format!(
-            "{} {steps} -- {} run {options} --kernel {kernel} {more}",
-            terminal.display(),
-            room.mayfly.display()
-        );
-        room.shell(&command)?.code(code)?.mentions(said)?;
-        Ok(())
-    })
 }
 
 /// The map adds up to `size`, less what firmware keeps below 1 MiB.

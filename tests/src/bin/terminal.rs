@@ -1,15 +1,16 @@
 //! Runs a command on a terminal of its own and plays the operator.
 //!
-//!     terminal [expect=TEXT | send=TEXT]... -- COMMAND...
+//!     terminal [expect=TEXT | send=TEXT | signal=NAME]... -- COMMAND...
 //!
 //! Steps are taken in order; `\n`, `\\` and `\xHH` stand for bytes. It copies what the command writes, ends with the
-//! command's exit code, with 97 when an expected text does not come, and with 98 when the command left the terminal
+//! command's exit code or 128 and the number of the signal that ended it, with 97 when an expected text does not come, and with 98 when the command left the terminal
 //! in another state than it found it in.
 #![forbid(unsafe_code)]
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,7 @@ fn play(arguments: &[String]) -> Result<u8, String> {
         let taken = match step.split_once('=') {
             Some(("expect", text)) => expect(&mut master, &bytes(text)?, &mut seen, &mut child),
             Some(("send", text)) => master.write_all(&bytes(text)?).map_err(|e| told("send", &e)),
+            Some(("signal", name)) => signal(name, &child),
             _ => Err(format!("what is the step {step:?}?")),
         };
         if let Err(why) = taken {
@@ -71,6 +73,16 @@ fn play(arguments: &[String]) -> Result<u8, String> {
         return Ok(98);
     }
     Ok(code)
+}
+
+/// Sends a signal to the command: `setsid` does not fork for a process that leads no group, so it has become the command.
+fn signal(name: &str, child: &Child) -> Result<(), String> {
+    let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).status();
+    match sent {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("kill -s {name}: {status}")),
+        Err(cause) => Err(format!("run kill: {cause}")),
+    }
 }
 
 fn open() -> rustix::io::Result<OwnedFd> {
@@ -107,7 +119,8 @@ fn finish(master: &mut File, child: &mut Child) -> Result<u8, String> {
     loop {
         let more = receive(master, Duration::from_millis(20))?;
         if let (true, Ok(Some(status))) = (more.is_empty(), child.try_wait()) {
-            return Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(255));
+            let code = status.code().or(status.signal().map(|signal| 128 + signal));
+            return Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255));
         }
         if Instant::now() > deadline {
             let _ = child.kill();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base::host::{Access, Host};
+use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
 use clap::ArgMatches;
 use devices::catalog::CATALOG;
@@ -30,6 +31,7 @@ pub fn run(matches: &ArgMatches, scout: Result<Scout>) -> u8 {
             return outcome::code_before_start(&fail);
         }
     };
+    signals::prefer_errors();
     match attempt(matches, scout) {
         Ok(Attempt::Ran(report)) => conclude(&report, sink),
         Ok(Attempt::Answered(code)) => code,

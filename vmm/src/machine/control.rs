@@ -68,7 +68,7 @@ impl Control {
             }
         })
         .doing(Why::Host, doing)?;
-        let signals = signals::divert(&signals::heeded(&ENDING)).doing(Why::Host, doing)?;
+        let signals = signals::divert(&ENDING).doing(Why::Host, doing)?;
         let reports = Reports { ends, lane: handle };
         Ok(Control { lane, ends: ended, signals: Some(signals), deadline, reports })
     }
@@ -210,7 +210,7 @@ mod tests {
         assert!(control.interrupted().is_none());
         // `struct signalfd_siginfo`: 128 bytes that begin with the number.
         let mut info = [0; 128];
-        info[0] = 15;
+        info[0] = 15; // SIGTERM
         rustix::io::write(&sender, &info).unwrap();
         assert!(matches!(control.interrupted(), Some(End::Signalled(15))));
         let limit: Period = "50ms".parse().unwrap();

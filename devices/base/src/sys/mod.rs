@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod children;
+pub mod death;
 pub mod iovec;
 pub mod ram;
 pub mod scratch;

@@ -1,7 +1,7 @@
 //! Signals as a file descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// Blocks `signals` in the calling thread and those it starts from now on.
 ///
@@ -23,17 +23,20 @@ pub fn unblock(signals: &[i32]) {
     unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
 }
 
-/// Those of `signals` that this process was not told to ignore (`nohup`, `command &` in a script): a signal that is
-/// ignored but blocked would come out of a descriptor all the same.
-pub fn heeded(signals: &[i32]) -> Vec<i32> {
-    let is_ignored = |signal: i32| {
-        // SAFETY: all-zero is a valid `sigaction` to be filled in.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: nothing is set, and the pointer is to a local.
-        unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
-        action.sa_sigaction == libc::SIG_IGN
-    };
-    signals.iter().copied().filter(|signal| !is_ignored(*signal)).collect()
+/// Whether this process was told to ignore `signal` (`nohup`, `command &` in a script).
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all-zero is a valid `sigaction` to be filled in.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and the pointer is to a local.
+    unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Has a file that grows beyond the limit of this process (`ulimit -f`) answer with an error, and not with a signal
+/// that ends the process.
+pub fn prefer_errors() {
+    // SAFETY: no handler is set.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 fn set_of(signals: &[i32]) -> libc::sigset_t {
@@ -64,8 +67,18 @@ pub fn divert(signals: &[i32]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The number of the next signal that waits in a descriptor of [`divert`].
+/// The number of the next signal that waits in a descriptor of [`divert`] and that this process was not told to ignore:
+/// one that is ignored but blocked comes out of the descriptor all the same.
 pub fn next(fd: impl AsFd) -> Option<i32> {
+    loop {
+        let signal = take(fd.as_fd())?;
+        if !is_ignored(signal) {
+            return Some(signal);
+        }
+    }
+}
+
+fn take(fd: BorrowedFd<'_>) -> Option<i32> {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
     let n = rustix::io::read(fd, &mut info).ok()?;
     // `ssi_signo` is the first field (signalfd(2)).
@@ -86,6 +99,24 @@ mod tests {
             // SAFETY: the thread is this one, and the signal is blocked.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGUSR2) };
             assert_eq!(next(&fd), Some(libc::SIGUSR2));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn an_ignored_signal_does_not_come_out() {
+        // In a thread of its own, so that the mask of the test runner stays as it is.
+        std::thread::spawn(|| {
+            let fd = divert(&[libc::SIGPWR, libc::SIGWINCH]).unwrap();
+            // SAFETY: no handler is set; no other test uses this signal.
+            unsafe { libc::signal(libc::SIGPWR, libc::SIG_IGN) };
+            for signal in [libc::SIGPWR, libc::SIGWINCH] {
+                // SAFETY: the thread is this one, and the signal is blocked.
+                unsafe { libc::pthread_kill(libc::pthread_self(), signal) };
+            }
+            assert_eq!(next(&fd), Some(libc::SIGWINCH));
+            assert_eq!(next(&fd), None);
         })
         .join()
         .unwrap();
