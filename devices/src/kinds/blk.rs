@@ -61,7 +61,7 @@ pub struct Spec {
     /// The serial number that the guest sees, 1 to 20 bytes of ASCII (default: the name of the device, `disk0`).
     #[serde(default, alias = "serial")]
     pub id: Option<String>,
-    /// How the host does the work: io_uring, threads, or io_uring if the host allows it (default: auto).
+    /// How the host does the work.
     #[serde(default)]
     pub io: Engine,
 }
@@ -89,9 +89,9 @@ fn is_one(queues: &u16) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// They are those of the disk.
+    /// The bytes of the file are those of the disk.
     Raw,
-    /// Those of a qcow2 image, version 2 or 3.
+    /// A qcow2 image, version 2 or 3.
     Qcow2,
 }
 

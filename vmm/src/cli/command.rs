@@ -353,7 +353,11 @@ fn keys(entry: &dyn Entry) -> String {
     let schema = Value::from(entry.schema());
     let mut text = summary(entry);
     let properties = schema.get("properties").and_then(Value::as_object);
-    for (key, of) in properties.into_iter().flatten().filter(|(key, _)| *key != SWITCH) {
+    let mut keys: Vec<_> = properties.into_iter().flatten().filter(|(key, _)| *key != SWITCH).collect();
+    // By the alphabet, but the key that an example cannot do without comes first.
+    let first = entry.example().split_once('=').map(|(key, _)| key);
+    keys.sort_by_key(|(key, _)| Some(key.as_str()) != first);
+    for (key, of) in keys {
         let default = match of.get("default") {
             None | Some(Value::Null) => String::new(),
             Some(Value::String(word)) => format!(" [default: {word}]"),
@@ -363,7 +367,7 @@ fn keys(entry: &dyn Entry) -> String {
         text.push_str(&format!("\n  {key}: {}{default}", doc(of)));
         for word in words(&schema, of) {
             let name = word.get("const").and_then(Value::as_str).unwrap_or_default();
-            text.push_str(&format!("\n  - {name}: {}", doc(word)));
+            text.push_str(&format!("\n    {name}: {}", doc(word)));
         }
     }
     text
@@ -429,7 +433,7 @@ mod tests {
             "--verbose",
         ];
         assert!(order.map(at).is_sorted(), "{help}");
-        assert!(at("- pty: A new pseudo-terminal") > at("to: A place that is no file"));
+        assert!(at("pty: A new pseudo-terminal") > at("to: A place that is no file"));
         assert!(!help.contains("enabled:"), "a device that is on or off needs no keys");
     }
 
