@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! 0x0000_0000  low RAM: boot data below 640 KiB, the BIOS area, the kernel from 1 MiB or where it asks
-//! 0xc000_0000  hole for devices: virtio-mmio, PCI, I/O APIC, local APIC
-//! 0x1_0000_0000  the rest of RAM
+//! 0xc000_0000  hole for devices: PCI windows, virtio-mmio, PCI configuration space, I/O APIC, local APIC
+//! 0x1_0000_0000  the rest of RAM, then more room for PCI
 //! ```
 
 /// End of low RAM at the most, and start of the hole for devices.
@@ -45,6 +45,17 @@ pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Length of one virtio-mmio window.
 pub const VIRTIO_MMIO_LEN: u64 = 0x1000;
 
+/// Where PCI functions have their windows below 4 GiB.
+pub const PCI_LOW: u64 = 0xc000_0000;
+/// Length of that room.
+pub const PCI_LOW_LEN: u64 = 0x1000_0000;
+/// PCI configuration space of bus 0, memory-mapped (ECAM).
+pub const PCI_ECAM: u64 = 0xe000_0000;
+/// Length of the room for PCI windows above RAM.
+pub const PCI_HIGH_LEN: u64 = 1 << 30;
+/// Inputs of the I/O APIC that the interrupt pins of PCI functions share.
+pub const PCI_GSIS: [u32; 3] = [5, 6, 7];
+
 /// I/O APIC registers.
 pub const IOAPIC: u64 = 0xfec0_0000;
 /// Length of the window of I/O APIC registers.
@@ -72,6 +83,11 @@ pub fn ram(bytes: u64) -> Vec<(u64, u64)> {
     pieces
 }
 
+/// Start of the room for PCI windows above RAM, in a machine with `bytes` of memory.
+pub fn pci_high(bytes: u64) -> u64 {
+    ram(bytes).iter().map(|(start, len)| start + len).fold(HOLE_END, u64::max).next_multiple_of(PCI_HIGH_LEN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +96,11 @@ mod tests {
     fn ram_leaves_the_hole_free() {
         assert_eq!(ram(1 << 20), [(0, 1 << 20)]);
         assert_eq!(ram(5 << 30), [(0, 3 << 30), (4 << 30, 2 << 30)]);
+    }
+
+    #[test]
+    fn pci_has_room_above_ram() {
+        let high = [1 << 20, 3 << 30, 5 << 30, (5 << 30) + 4096].map(pci_high);
+        assert_eq!(high, [4 << 30, 4 << 30, 6 << 30, 7 << 30]);
     }
 }

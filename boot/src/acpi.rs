@@ -3,6 +3,8 @@
 //! The machine is hardware-reduced (section 4.1): no power management timer, no fixed events, no legacy interrupt
 //! controller. A kernel then asks for no timer it does not have, and sleeps and resets through two registers.
 
+mod pci;
+
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
@@ -15,7 +17,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use arch::layout::{ACPI, ACPI_LEN, IOAPIC, LAPIC};
 use base::memory::Memory;
-use base::node::Node;
+use base::node::{HostBridge, Node};
 use base::ports::SLEEP_TYPE_OFF;
 use base::{Doing, Fail, Result, Why};
 use vm_memory::{Bytes, GuestAddress};
@@ -45,6 +47,8 @@ pub struct Machine<'a> {
     pub cpus: u32,
     /// Devices.
     pub nodes: &'a [Node],
+    /// The PCI host bridge, if there is one.
+    pub bridge: Option<&'a HostBridge>,
     /// Port of the sleep control register; the sleep status register follows it.
     pub sleep_port: u16,
     /// Port of the reset register.
@@ -80,6 +84,9 @@ pub fn tables(machine: &Machine) -> Result<Vec<u8>> {
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Some(bridge) = machine.bridge {
+        xsdt.add_entry(area.add(&pci::mcfg(bridge)));
+    }
     let mut rsdp = Vec::new();
     Rsdp::new(OEM, area.add(&xsdt)).to_aml_bytes(&mut rsdp);
     let mut bytes = area.bytes;
@@ -187,6 +194,9 @@ fn dsdt(machine: &Machine) -> Result<Vec<u8>> {
     let mut devices = Vec::new();
     for node in machine.nodes {
         device(node, machine.ioapic_pins)?.to_aml_bytes(&mut devices);
+    }
+    if let Some(bridge) = machine.bridge {
+        devices.extend(pci::host_bridge(bridge, machine.ioapic_pins)?);
     }
     let mut dsdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));

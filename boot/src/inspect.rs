@@ -38,6 +38,7 @@ const NEEDS: &[Need] = &[
     need("BLK_DEV_INITRD", "an initrd", false, false),
     need("DEVTMPFS", "device nodes without a helper in user space", false, false),
     need("VIRTIO_MMIO", "devices on the mmio transport", false, true),
+    need("VIRTIO_PCI", "devices on the pci transport", false, true),
     need("VIRTIO_BLK", "disks", false, true),
     need("EXT4_FS", "an ext4 root file system", false, true),
     need("HW_RANDOM_VIRTIO", "entropy from the host", false, true),
@@ -146,6 +147,19 @@ pub fn inspect(kernel: &Kernel) -> Result<Report> {
     })
 }
 
+/// Whether the configuration beside a kernel says that of the two transports of virtio it has pci only. Without such a
+/// file: no. An embedded configuration is not searched for: that takes longer than a start.
+pub fn needs_pci(kernel: &Kernel) -> bool {
+    beside(kernel).is_some_and(|(_, text)| lacks_mmio(&text))
+}
+
+fn lacks_mmio(config: &str) -> bool {
+    let has = |option: &str| {
+        config.lines().any(|line| line.strip_prefix(option).is_some_and(|end| matches!(end, "y" | "m")))
+    };
+    !has("CONFIG_VIRTIO_MMIO=") && has("CONFIG_VIRTIO_PCI=")
+}
+
 /// A configuration in a file beside the kernel: `config-VERSION` beside `vmlinuz-VERSION`, as distributions lay them,
 /// or the `.config` of a build tree.
 fn beside(kernel: &Kernel) -> Option<(String, String)> {
@@ -224,5 +238,21 @@ mod tests {
         assert_eq!(found.len(), NEEDS.len() + NEEDS_WITHOUT_ACPI.len());
         let found = support("CONFIG_64BIT=y\nCONFIG_ACPI=y\n");
         assert_eq!(found.len(), NEEDS.len(), "with ACPI nothing else is asked for");
+    }
+
+    #[test]
+    fn pci_is_needed_where_there_is_nothing_else() {
+        let only = "CONFIG_PCI=y\n# CONFIG_VIRTIO_MMIO is not set\nCONFIG_VIRTIO_PCI=m\n";
+        assert!(lacks_mmio(only));
+        for config in ["", "CONFIG_VIRTIO_MMIO=m\nCONFIG_VIRTIO_PCI=y\n", "CONFIG_VIRTIO_PCI_LIB=y\n"] {
+            assert!(!lacks_mmio(config), "{config}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("vmlinuz-9");
+        std::fs::write(&image, crate::kernel::tests::plain_elf()).unwrap();
+        let needs = || needs_pci(&Kernel::open(&image).unwrap());
+        assert!(!needs(), "nothing is known");
+        std::fs::write(dir.path().join("config-9"), only).unwrap();
+        assert!(needs());
     }
 }

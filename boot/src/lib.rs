@@ -101,7 +101,7 @@ pub enum Start {
 /// A file cannot be read or is not what it should be, the command line is not one, or the memory is too small; the
 /// failure names which.
 pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
-    let map = Map::new(memory);
+    let map = Map::new(memory).reserving(plan.machine.bridge.map(|bridge| bridge.ecam));
     let kernel = plan.kernel.load(plan.protocol, plan.loading, memory, &map)?;
     let configured = || kernel.acpi.or_else(|| discovery::has_acpi(&inspect::config_in_tree(plan.kernel)?));
     let cmdline = match discovery::choose(plan.cmdline, configured) {

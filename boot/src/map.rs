@@ -8,6 +8,7 @@ use base::{Fail, Result, Why};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map {
     pieces: Vec<(u64, u64)>,
+    reserved: Option<(u64, u64)>,
 }
 
 /// One line of the memory map.
@@ -24,7 +25,13 @@ pub struct Range {
 impl Map {
     /// The map of this memory.
     pub fn new(memory: &Memory) -> Map {
-        Map { pieces: memory.pieces().map(|piece| (piece.guest, piece.len)).collect() }
+        let pieces = memory.pieces().map(|piece| (piece.guest, piece.len)).collect();
+        Map { pieces, reserved: None }
+    }
+
+    /// The same with a range in the hole for devices (start, length) that the kernel is told to leave alone.
+    pub fn reserving(self, range: Option<(u64, u64)>) -> Map {
+        Map { reserved: range, ..self }
     }
 
     /// End of the RAM below the hole.
@@ -45,6 +52,9 @@ impl Map {
         push(0, low.min(EBDA), true);
         push(EBDA, HIGH_RAM, false);
         push(HIGH_RAM, low, true);
+        if let Some((start, len)) = self.reserved {
+            push(start, start.saturating_add(len), false);
+        }
         for (start, len) in self.pieces.iter().filter(|(start, _)| *start > 0) {
             push(*start, start.saturating_add(*len), true);
         }
@@ -81,7 +91,7 @@ mod tests {
     use super::*;
 
     fn map(pieces: &[(u64, u64)]) -> Map {
-        Map { pieces: pieces.to_vec() }
+        Map { pieces: pieces.to_vec(), reserved: None }
     }
 
     #[test]
@@ -96,6 +106,8 @@ mod tests {
                 line(4 << 30, 2 << 30, true)
             ]
         );
+        let reserving = map(&arch::layout::ram(5 << 30)).reserving(Some((0xe000_0000, 1 << 20)));
+        assert_eq!(reserving.ranges().get(3), Some(&line(0xe000_0000, 1 << 20, false)));
         assert_eq!(map(&[(0, 1 << 20)]).ranges().len(), 2, "1 MiB has nothing beyond the firmware area");
         assert_eq!(map(&[]).low_end(), 0);
     }

@@ -175,6 +175,7 @@ mod tests {
         Machine {
             cpus,
             nodes,
+            bridge: None,
             sleep_port: 0x600,
             reset_port: 0x602,
             reset_value: 1,

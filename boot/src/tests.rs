@@ -7,6 +7,7 @@ fn machine() -> acpi::Machine<'static> {
     acpi::Machine {
         cpus: 1,
         nodes: &[],
+        bridge: None,
         sleep_port: 0x600,
         reset_port: 0x602,
         reset_value: 1,

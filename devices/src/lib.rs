@@ -9,4 +9,5 @@ pub mod ioapic;
 pub mod kinds;
 pub mod line_end;
 pub mod outlet;
+pub mod pci;
 pub mod virtio;

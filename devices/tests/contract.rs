@@ -51,12 +51,12 @@ fn build_on(entry: &dyn Entry, memory: &Memory) -> Body {
     build(entry.name(), entry.example(), &FakeHost::default(), memory).unwrap_or_else(|fail| panic!("{fail}"))
 }
 
-/// The virtio devices among them, each behind its transport.
-fn virtio() -> impl Iterator<Item = (&'static str, Rig)> {
+/// The virtio devices among them, each behind a transport.
+fn virtio<V: Via>() -> impl Iterator<Item = (&'static str, Over<V>)> {
     CATALOG.iter().filter_map(|entry| {
         let memory = Memory::new(&RAM).unwrap();
         match build_on(*entry, &memory) {
-            Body::Virtio(device) => Some((entry.name(), Rig::new(device, memory))),
+            Body::Virtio(device) => Some((entry.name(), Over::new(device, memory))),
             Body::Chip(_) | Body::Absent => None,
         }
     })
@@ -114,7 +114,7 @@ fn check_shape(name: &str, device: &dyn Device) {
 
 /// Sets up all queues, starts the device, offers a polite request in each and has it answer one: the queue it was in.
 /// Of the others some wait for what the host has for the guest.
-fn works(name: &str, rig: &mut Rig) -> u16 {
+fn works<V: Via>(name: &str, rig: &mut Over<V>) -> u16 {
     let features = rig.offered();
     assert!(rig.negotiate(features), "{name} accepts what it offers");
     let mut queues = Vec::new();
@@ -145,9 +145,8 @@ fn works(name: &str, rig: &mut Rig) -> u16 {
     }
 }
 
-#[test]
-fn every_virtio_device_works_and_survives_resets() {
-    for (name, mut rig) in virtio() {
+fn every_virtio_device_works_and_survives_resets<V: Via>() {
+    for (name, mut rig) in virtio::<V>() {
         for _ in 0..3 {
             works(name, &mut rig);
             for _ in 0..2 {
@@ -175,12 +174,12 @@ fn random_access(dice: &mut Dice, registers: &mut dyn Registers, len: u64) {
     }
 }
 
-#[test]
-fn virtio_registers_take_any_access() {
-    for (name, mut rig) in virtio() {
+fn virtio_registers_take_any_access<V: Via>() {
+    for (name, mut rig) in virtio::<V>() {
         let mut dice = Dice::new(name);
         for round in 0..ROUNDS {
-            random_access(&mut dice, &mut rig.mmio, 0x140);
+            let (registers, len) = rig.via.any(dice.roll());
+            random_access(&mut dice, registers, len);
             if round % 100 == 0 {
                 works(name, &mut rig);
             }
@@ -213,7 +212,7 @@ fn address(dice: &mut Dice) -> u64 {
 }
 
 /// A descriptor that may say anything, in the table at `table`.
-fn lie(dice: &mut Dice, rig: &Rig, queue: &Virtq, table: u64, at: u16) {
+fn lie<V: Via>(dice: &mut Dice, rig: &Over<V>, queue: &Virtq, table: u64, at: u16) {
     let lens = [0, 1, 15, 16, 17, 512, 513, 4096, 1 << 20, u32::MAX, u32::MAX - 15];
     let flags = dice.pick(&[0, 1, 1, 2, 3, 3, 4, 5, 6, 7, 0xffff]);
     let next = if dice.below(8) == 0 { dice.word() } else { dice.word() % queue.size };
@@ -230,7 +229,7 @@ fn lie(dice: &mut Dice, rig: &Rig, queue: &Virtq, table: u64, at: u16) {
 }
 
 /// Lies about one ring, some of them while the device is looking at it.
-fn lie_about_ring(dice: &mut Dice, rig: &mut Rig, queue: &mut Virtq) {
+fn lie_about_ring<V: Via>(dice: &mut Dice, rig: &mut Over<V>, queue: &mut Virtq) {
     for _ in 0..dice.below(12) {
         let at = dice.word() % queue.size;
         lie(dice, rig, queue, queue.desc, at);
@@ -252,14 +251,13 @@ fn lie_about_ring(dice: &mut Dice, rig: &mut Rig, queue: &mut Virtq) {
 }
 
 /// A queue somewhere, of some size.
-fn lie_about_addresses(dice: &mut Dice, rig: &mut Rig) {
+fn lie_about_addresses<V: Via>(dice: &mut Dice, rig: &mut Over<V>) {
     let offered = rig.offered();
     rig.negotiate(offered & (dice.roll() | VERSION_1));
     rig.set(reg::QUEUE_SIZE, dice.pick(&[0, 1, 2, 3, 8, 64, 256, 0x8000, 0x1_0000, u32::MAX]));
     for at in [reg::DESC, reg::AVAIL, reg::USED] {
         let addr = address(dice) & !dice.pick(&[0, 1, 15]);
-        rig.set(at, u32::try_from(addr & 0xffff_ffff).unwrap());
-        rig.set(at + 4, u32::try_from(addr >> 32).unwrap());
+        rig.set64(at, addr);
     }
     rig.set(reg::QUEUE_READY, dice.pick(&[0, 1, 2]));
     rig.go();
@@ -272,9 +270,8 @@ fn resident_bytes() -> u64 {
     text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-#[test]
-fn lying_rings_break_nothing_but_themselves() {
-    for (name, mut rig) in virtio() {
+fn lying_rings_break_nothing_but_themselves<V: Via>() {
+    for (name, mut rig) in virtio::<V>() {
         let mut dice = Dice::new(name);
         let busy = works(name, &mut rig);
         let before = resident_bytes();
@@ -306,9 +303,8 @@ fn lying_rings_break_nothing_but_themselves() {
     }
 }
 
-#[test]
-fn a_guest_that_never_stops_leaves_the_lane_to_others() {
-    for (name, mut rig) in virtio() {
+fn a_guest_that_never_stops_leaves_the_lane_to_others<V: Via>() {
+    for (name, mut rig) in virtio::<V>() {
         let busy = works(name, &mut rig);
         let queue = rig.start_with(busy, EVENT_IDX, 64);
         Virtq::describe(rig.ram(), queue.desc, 0, 0x1000, 16, 1, 1);
@@ -336,4 +332,23 @@ fn a_guest_that_never_stops_leaves_the_lane_to_others() {
         assert_eq!(rig.meter("faults"), 0, "{name}");
         works(name, &mut rig);
     }
+}
+
+/// Each promise of virtio devices is kept over each transport.
+macro_rules! over_each_transport {
+    ($($promise:ident)*) => {
+        mod over_mmio {
+            $(#[test] fn $promise() { super::$promise::<super::Mmio>(); })*
+        }
+        mod over_pci {
+            $(#[test] fn $promise() { super::$promise::<super::Pci>(); })*
+        }
+    };
+}
+
+over_each_transport! {
+    every_virtio_device_works_and_survives_resets
+    virtio_registers_take_any_access
+    lying_rings_break_nothing_but_themselves
+    a_guest_that_never_stops_leaves_the_lane_to_others
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::kernels::{Kernel, file_name};
 
 /// Modules for the devices under test, in every flavour. Some have them built in.
-const MODULES: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_rng", "ext4"];
+const MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_rng", "ext4"];
 
 /// What runs as process 1. Each line it says is `key=value`.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -44,8 +44,19 @@ $B sleep 1000
 "#;
 
 /// Pieces of the script, by the word that asks for them.
-const DO: [(&str, &str); 7] = [
+const DO: [(&str, &str); 8] = [
     ("rng", "echo \"rng=$($B cat /sys/class/misc/hw_random/rng_current) $($B head -c 32 /dev/hwrng | $B wc -c)\""),
+    (
+        "interrupts",
+        "for d in /sys/bus/virtio/devices/*; do
+           $B head -c 32 /dev/hwrng >/dev/null
+           for m in $($B readlink -f $d/..)/msi_irqs/*; do [ -e $m ] && n=$((n + 1)); done
+         done
+         echo \"vectors=${n:-0}\"
+         for d in /sys/bus/pci/devices/*; do echo \"pci $($B basename $d) $($B cat $d/vendor $d/device $d/irq $d/resource | $B head -n 4 | $B tr '\\n' ' ')\"; done
+         echo \"handled=$($B awk '/virtio/ {n += $2} END {print (n > 0) ? \"yes\" : \"no\"}' /proc/interrupts)\"
+         $B cat /proc/interrupts | $B grep virtio",
+    ),
     (
         "reads",
         "up() { $B awk '{print $1 * 1000000}' /proc/uptime; }

@@ -18,9 +18,10 @@ use serde_json::Value;
 pub use units::{Period, Size};
 
 /// What every kernel is told unless `--cmdline-only` says otherwise: talk on the first serial port (there is no
-/// other), reset through the keyboard controller (the shortest way to the machine), reset at once after a panic, and
-/// look for no PCI bus (there is none).
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1 pci=off";
+/// other), reset through the keyboard controller (the shortest way to the machine), and reset at once after a panic.
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1";
+/// What follows it where there is no PCI bus: look for none.
+pub const NO_PCI: &str = "pci=off";
 /// RAM unless the plan says otherwise. It is backed when touched, so more than needed costs next to nothing, and
 /// a distribution's initrd unpacks in it.
 pub const DEFAULT_MEMORY: Size = Size::mib(512);
@@ -52,6 +53,8 @@ pub struct Plan {
     pub memory: Size,
     /// Who emulates the interrupt controllers.
     pub irqchip: Irqchip,
+    /// How drivers reach virtio devices.
+    pub transport: Transport,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// What runs the vCPUs.
@@ -73,6 +76,7 @@ impl Default for Plan {
             cpus: 1,
             memory: DEFAULT_MEMORY,
             irqchip: Irqchip::default(),
+            transport: Transport::default(),
             on_reset: OnReset::default(),
             accel: Accel::default(),
             timeout: None,
@@ -133,11 +137,13 @@ impl Cmdline {
         old.push_str(text);
     }
 
-    /// The text for the kernel.
-    pub fn text(&self) -> String {
+    /// The text for the kernel of a machine with a PCI bus, or without.
+    pub fn text(&self, pci: bool) -> String {
         match self {
-            Cmdline::Extend(text) if text.is_empty() => DEFAULT_CMDLINE.to_owned(),
-            Cmdline::Extend(text) => format!("{DEFAULT_CMDLINE} {text}"),
+            Cmdline::Extend(text) => {
+                let words = [DEFAULT_CMDLINE, if pci { "" } else { NO_PCI }, text];
+                words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+            }
             Cmdline::Only(text) => text.clone(),
         }
     }
@@ -178,6 +184,19 @@ pub enum Irqchip {
     Split,
     /// KVM has them all, PIC and PIT too, for guests that need those.
     Full,
+}
+
+/// How drivers reach virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// mmio, except for a kernel whose configuration (in the file beside it) has a driver for pci only.
+    #[default]
+    Auto,
+    /// Registers at fixed addresses that ACPI names: the quickest start.
+    Mmio,
+    /// Functions on a PCI bus, with MSI-X: what every distribution's kernel and installer finds.
+    Pci,
 }
 
 /// What a reset by the guest does.
@@ -292,7 +311,7 @@ impl Plan {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
         }
-        let cmdline = self.cmdline.text();
+        let cmdline = self.cmdline.text(self.transport == Transport::Pci);
         let most = arch::layout::CMDLINE_MAX - 1;
         if cmdline.len() > most {
             let cause = format!("it has {} bytes and the kernel takes {most}", cmdline.len());
@@ -427,12 +446,15 @@ mod tests {
     #[test]
     fn the_command_line_extends_or_replaces() {
         let mut line = Cmdline::default();
-        assert_eq!(line.text(), DEFAULT_CMDLINE);
+        assert_eq!(
+            (line.text(true).as_str(), line.text(false)),
+            (DEFAULT_CMDLINE, format!("{DEFAULT_CMDLINE} pci=off"))
+        );
         line.push("quiet");
         line.push("init=/x");
-        assert_eq!(line.text(), format!("{DEFAULT_CMDLINE} quiet init=/x"));
+        assert_eq!(line.text(true), format!("{DEFAULT_CMDLINE} quiet init=/x"));
         let plan = plan(r#"{"kernel": "k", "cmdline": {"only": "a"}}"#).unwrap();
-        assert_eq!(plan.cmdline.text(), "a");
+        assert_eq!(plan.cmdline.text(false), "a");
     }
 
     #[test]

@@ -23,6 +23,7 @@ fn machine(nodes: &[Node]) -> Machine<'_> {
     Machine {
         cpus: 4,
         nodes,
+        bridge: None,
         sleep_port: 0x600,
         reset_port: 0x602,
         reset_value: 1,
@@ -59,7 +60,7 @@ fn walk(bytes: &[u8]) -> [&[u8]; 3] {
     assert_eq!((&bytes[..8], bytes[15]), (b"RSD PTR ".as_slice(), 2));
     assert_eq!((sum(&bytes[..20]), sum(&bytes[..36])), (0, 0), "checksums of the RSDP");
     let xsdt = table(bytes, pointer(bytes, 24));
-    assert_eq!((&xsdt[..4], xsdt.len()), (b"XSDT".as_slice(), 36 + 16));
+    assert_eq!(&xsdt[..4], b"XSDT");
     let [fadt, madt] = [36, 44].map(|at| table(bytes, pointer(xsdt, at)));
     assert_eq!((&fadt[..4], &madt[..4]), (b"FACP".as_slice(), b"APIC".as_slice()));
     let dsdt = table(bytes, pointer(fadt, 140));
@@ -102,6 +103,33 @@ fn says_what_is_absent_and_what_is_there() {
     assert_eq!((madt[x2apic], word(madt, x2apic + 4), word(madt, x2apic + 12)), (9, 255, 255));
 }
 
+fn bridge() -> HostBridge {
+    HostBridge {
+        ecam: (0xe000_0000, 1 << 20),
+        low: (0xc000_0000, 0x1000_0000),
+        high: (6 << 30, 1 << 30),
+        pins: vec![(1, 5), (2, 6)],
+    }
+}
+
+#[test]
+fn a_guest_finds_the_pci_bus() {
+    let bridge = bridge();
+    let bytes = tables(&Machine { bridge: Some(&bridge), ..machine(&[]) }).unwrap();
+    let xsdt = table(&bytes, pointer(&bytes, 24));
+    let mcfg = table(&bytes, pointer(xsdt, 52));
+    assert_eq!((&mcfg[..4], mcfg.len()), (b"MCFG".as_slice(), 44 + 16));
+    assert_eq!((pointer(mcfg, 44), &mcfg[52..56]), (0xe000_0000, [0, 0, 0, 0].as_slice()), "segment, buses");
+    let dsdt = table(&bytes, pointer(table(&bytes, pointer(xsdt, 36)), 140));
+    for name in ["PCI0", "_BBN", "_PRT", "ECAM"] {
+        assert!(dsdt.windows(4).any(|w| w == name.as_bytes()), "{name}");
+    }
+    let refused = tables(&Machine { bridge: Some(&bridge), ioapic_pins: 6, ..machine(&[]) }).unwrap_err();
+    assert!(refused.summary().ends_with("interrupt 6 of device 2 is none of the 6 there are"), "{refused}");
+    let empty = HostBridge { high: (1, 0), ..bridge };
+    assert!(tables(&Machine { bridge: Some(&empty), ..machine(&[]) }).is_err());
+}
+
 #[test]
 fn refuses_what_is_no_description() {
     let good = nodes().remove(0);
@@ -123,7 +151,8 @@ fn refuses_what_is_no_description() {
 fn acpica_reads_them() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes();
-    let bytes = tables(&machine(&nodes)).unwrap();
+    let bridge = bridge();
+    let bytes = tables(&Machine { bridge: Some(&bridge), ..machine(&nodes) }).unwrap();
     let [dsdt, fadt, madt] = walk(&bytes);
     for (name, table) in [("dsdt", dsdt), ("fadt", fadt), ("madt", madt)] {
         let file = dir.path().join(name);
@@ -140,6 +169,13 @@ fn acpica_reads_them() {
         if name == "dsdt" {
             for part in [
                 "Device (V001)",
+                "Device (PCI0)",
+                "Name (_CID, EisaId (\"PNP0A03\")",
+                "WordBusNumber (ResourceProducer, MinFixed, MaxFixed, PosDecode,",
+                "DWordMemory (ResourceProducer, PosDecode, MinFixed, MaxFixed, NonCacheable, ReadWrite,",
+                "QWordMemory (ResourceProducer,",
+                "Name (_PRT, Package (0x02)",
+                "0x0002FFFF,",
                 "Name (_HID, EisaId (\"PNP0501\")",
                 "Name (_HID, \"LNRO0005\")",
                 "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, )",

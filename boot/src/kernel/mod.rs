@@ -395,4 +395,4 @@ fn is_text(head: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -39,7 +39,7 @@ fn elf(entry: u64, headers: &[Vec<u8>], len: usize) -> Vec<u8> {
     bytes
 }
 
-fn plain_elf() -> Vec<u8> {
+pub(crate) fn plain_elf() -> Vec<u8> {
     elf(0x10_0010, &[program_header(1, SEGMENT)], 0x4000)
 }
 

@@ -2,6 +2,19 @@
 
 use std::ops::RangeInclusive;
 
+/// A PCI host bridge with its bus 0, as the tables name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostBridge {
+    /// The memory-mapped configuration space: base and length in bytes.
+    pub ecam: (u64, u64),
+    /// Room for windows of functions below 4 GiB: base and length.
+    pub low: (u32, u32),
+    /// The same above RAM.
+    pub high: (u64, u64),
+    /// Where the pin INTA of each device leads: device number and GSI.
+    pub pins: Vec<(u8, u32)>,
+}
+
 /// A device as the DSDT names it (ACPI 6.5, section 19.6.33 and 6.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

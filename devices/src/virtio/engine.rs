@@ -4,12 +4,11 @@
 //! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base::bus::Effect;
-use base::irq::SharedLine;
 use base::lane::{Context, Interest, Work};
 use base::memory::{Memory, Ram};
 use base::meter::Counter;
@@ -18,6 +17,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::chain::{Buffer, Chain};
+use super::interrupt::Interrupt;
 use super::ring::{Left, Ring, Setup};
 use super::{Device, Meters};
 
@@ -56,11 +56,6 @@ impl AsFd for Doorbell {
     }
 }
 
-/// Interrupt cause: chains were given back (section 4.2.2, InterruptStatus bit 0).
-pub const USED: u32 = 1;
-/// Interrupt cause: the configuration or the device status has changed (bit 1).
-pub const CHANGED: u32 = 2;
-
 #[derive(Default)]
 pub(super) struct Config {
     pub bytes: Vec<u8>,
@@ -71,9 +66,8 @@ pub(super) struct Config {
 pub struct Shared {
     /// The device's name in messages.
     pub name: String,
-    pub(super) causes: AtomicU32,
     pub(super) needs_reset: AtomicBool,
-    line: SharedLine,
+    pub(super) interrupt: Arc<dyn Interrupt>,
     config: Mutex<Config>,
     kicks: Arc<Counter>,
     interrupts: Arc<Counter>,
@@ -81,12 +75,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(name: &str, line: SharedLine, config: Vec<u8>) -> Self {
+    pub(super) fn new(name: &str, interrupt: Arc<dyn Interrupt>, config: Vec<u8>) -> Self {
         Shared {
             name: name.to_owned(),
-            causes: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
-            line,
+            interrupt,
             config: Mutex::new(Config { bytes: config, generation: 0 }),
             kicks: Arc::default(),
             interrupts: Arc::default(),
@@ -108,12 +101,16 @@ impl Shared {
         new
     }
 
-    /// Interrupts the driver. The cause is set before the edge: a handler that runs meanwhile and clears it has
-    /// not looked at the rings yet, or gets the edge.
-    pub(super) fn interrupt(&self, cause: u32) {
-        self.causes.fetch_or(cause, Ordering::SeqCst);
+    /// Interrupts the driver for chains given back to `queues`.
+    fn used(&self, queues: &[u16]) {
         self.interrupts.add(1);
-        self.line.pulse();
+        self.interrupt.used(queues);
+    }
+
+    /// Interrupts the driver for a change of configuration or status.
+    fn changed(&self) {
+        self.interrupts.add(1);
+        self.interrupt.changed();
     }
 
     /// Takes note of what the guest broke: the device asks for a reset (section 2.1.2).
@@ -131,9 +128,9 @@ impl Shared {
     }
 
     /// The same of a running device. With DRIVER_OK set, the need of a reset is announced as a configuration change.
-    fn break_down(&self, fault: Fault) {
+    pub(super) fn break_down(&self, fault: Fault) {
         self.fault(fault);
-        self.interrupt(CHANGED);
+        self.changed();
     }
 
     /// The host cannot run the device: the guest sees it broken.
@@ -143,7 +140,7 @@ impl Shared {
         if self.faults.get().is_power_of_two() {
             log::error!("{}: {fail}", self.name);
         }
-        self.interrupt(CHANGED);
+        self.changed();
     }
 
     pub(super) fn meters(&self) -> Meters {
@@ -236,6 +233,8 @@ pub struct Engine {
     rings: Vec<Option<Ring>>,
     /// Lists for the buffers of chains to come: as many as were ever in flight, so bounded by the device.
     spare: Vec<Vec<Buffer>>,
+    /// The queues whose driver wants an interrupt after this visit.
+    wanted: Vec<u16>,
     epoch: u32,
     running: bool,
 }
@@ -254,6 +253,7 @@ impl Engine {
             doorbells,
             rings: Vec::new(),
             spare: Vec::new(),
+            wanted: Vec::new(),
             epoch: 0,
             running: false,
         }
@@ -272,7 +272,7 @@ impl Engine {
     pub fn refresh(&mut self) -> base::Result<()> {
         self.device.refresh()?;
         if self.shared.publish(self.device.config()) && self.running {
-            self.shared.interrupt(CHANGED);
+            self.shared.changed();
         }
         Ok(())
     }
@@ -306,6 +306,13 @@ impl Engine {
 
     /// Reset: after it, nothing of the guest's memory is touched any more.
     pub(super) fn stop(&mut self, ctx: &mut Context<'_>) {
+        self.rest(ctx);
+        self.shared.needs_reset.store(false, Ordering::SeqCst);
+        self.shared.interrupt.reset();
+    }
+
+    /// Stops the device and forgets the rings.
+    pub(super) fn rest(&mut self, ctx: &mut Context<'_>) {
         if std::mem::take(&mut self.running) {
             self.call(ctx, |device, io| {
                 device.stop(io);
@@ -314,8 +321,6 @@ impl Engine {
         }
         self.rings.clear();
         self.epoch = self.epoch.wrapping_add(1);
-        self.shared.needs_reset.store(false, Ordering::SeqCst);
-        self.shared.causes.store(0, Ordering::SeqCst);
     }
 
     /// Calls the device and takes note of a fault; whether it can go on.
@@ -337,7 +342,7 @@ impl Engine {
         let answer = f(self.device.as_mut(), &mut io);
         if changed {
             self.shared.publish(self.device.config());
-            self.shared.interrupt(CHANGED);
+            self.shared.changed();
         }
         match answer.err().or(broken) {
             Some(fault) => {
@@ -402,13 +407,15 @@ impl Engine {
 
     fn interrupt_if_wanted(&mut self) {
         let ram = self.memory.ram();
-        let mut wanted = false;
-        for ring in self.rings.iter_mut().flatten() {
+        self.wanted.clear();
+        for (ring, doorbell) in self.rings.iter_mut().zip(&self.doorbells) {
             // A ring that cannot be read was reported by whoever wrote to it.
-            wanted |= ring.wants_interrupt(ram).unwrap_or(false);
+            if ring.as_mut().is_some_and(|ring| ring.wants_interrupt(ram).unwrap_or(false)) {
+                self.wanted.push(doorbell.queue);
+            }
         }
-        if wanted {
-            self.shared.interrupt(USED);
+        if !self.wanted.is_empty() {
+            self.shared.used(&self.wanted);
         }
     }
 }

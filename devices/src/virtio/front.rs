@@ -6,16 +6,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use base::irq::SharedLine;
 use base::lane::{Context, Handle, LaneHandle};
 use base::memory::Memory;
-use base::{Doing, Result, Why};
+use base::{Doing, Fault, Result, Why};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 
 use super::engine::{Doorbell, Engine, FEATURES, Shared};
+use super::interrupt::{Interrupt, NO_VECTOR, Source};
 use super::ring::Setup;
 use super::{Device, Meters};
 
@@ -32,6 +32,8 @@ pub enum Register {
     DriverFeaturesSelect,
     /// 32 bits of the accepted features.
     DriverFeatures,
+    /// Number of queues.
+    QueueCount,
     /// The queue that the queue registers speak of.
     QueueSelect,
     /// Its largest size; 0 if there is no such queue.
@@ -46,6 +48,10 @@ pub enum Register {
     QueueAvail,
     /// Address of its used ring, 64 bits.
     QueueUsed,
+    /// The interrupt vector chosen for it.
+    QueueVector,
+    /// Which of the doorbells is its own.
+    QueueNotify,
     /// Doorbell: the index of a queue with new chains.
     Notify,
     /// Causes of the interrupt.
@@ -54,6 +60,8 @@ pub enum Register {
     InterruptAck,
     /// Device status (section 2.1).
     Status,
+    /// The interrupt vector chosen for changes of configuration and status.
+    ConfigVector,
     /// Changes whenever the configuration space changes.
     ConfigGeneration,
 }
@@ -82,10 +90,12 @@ pub struct Front {
     driver_select: u32,
     queue_select: u32,
     queues: Vec<Setup>,
+    /// The device may use guest memory.
+    master: bool,
 }
 
 impl Front {
-    /// Puts `device` behind registers. It moves to `lane` when its driver first starts it.
+    /// Puts `device` behind registers that `interrupt` the driver. It moves to `lane` when its driver first starts it.
     ///
     /// # Errors
     /// The host is out of file descriptors.
@@ -93,7 +103,7 @@ impl Front {
         name: &str,
         device: Box<dyn Device>,
         memory: &Memory,
-        line: SharedLine,
+        interrupt: Arc<dyn Interrupt>,
         lane: &LaneHandle,
     ) -> Result<Front> {
         let maxima = device.queues().to_vec();
@@ -101,7 +111,7 @@ impl Front {
         let doorbells = doorbells
             .collect::<rustix::io::Result<Vec<_>>>()
             .doing(Why::Host, || format!("make the doorbells of {name}"))?;
-        let shared = Arc::new(Shared::new(name, line, device.config()));
+        let shared = Arc::new(Shared::new(name, interrupt, device.config()));
         let meters = shared.meters().into_iter().chain(device.meters()).collect();
         let (id, offered) = (device.id(), device.features() | FEATURES);
         let engine = Engine::new(device, shared.clone(), memory.clone(), doorbells.clone());
@@ -121,6 +131,7 @@ impl Front {
             driver_select: 0,
             queue_select: 0,
             queues: Vec::new(),
+            master: true,
         };
         front.forget();
         Ok(front)
@@ -151,6 +162,12 @@ impl Front {
         self.shared.needs_reset.load(Ordering::SeqCst)
     }
 
+    /// The vectors of the selected queue; there is none of a queue that does not exist.
+    fn source(&self) -> Option<Source> {
+        self.queue()?;
+        u16::try_from(self.queue_select).ok().map(Source::Queue)
+    }
+
     fn queue(&self) -> Option<(&Setup, u16)> {
         let at = usize::try_from(self.queue_select).ok()?;
         Some((self.queues.get(at)?, *self.maxima.get(at)?))
@@ -168,18 +185,24 @@ impl Front {
             Register::QueueDesc => queue(|setup| setup.desc),
             Register::QueueAvail => queue(|setup| setup.avail),
             Register::QueueUsed => queue(|setup| setup.used),
-            Register::InterruptStatus => Some(self.shared.causes.load(Ordering::SeqCst).into()),
+            Register::QueueVector => {
+                let vector = |source| self.shared.interrupt.vector(source);
+                Some(self.source().map_or(NO_VECTOR, vector).into())
+            }
+            Register::QueueNotify => Some(self.queue().map_or(0, |_| self.queue_select.into())),
+            Register::QueueCount => Some(self.maxima.len() as u64),
+            Register::ConfigVector => Some(self.shared.interrupt.vector(Source::Config).into()),
+            Register::InterruptStatus => Some(self.shared.interrupt.causes().into()),
             Register::Status => {
                 let needs = if self.needs_reset() { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 };
                 Some((self.status | needs).into())
             }
             Register::ConfigGeneration => Some(self.shared.config().generation.into()),
             Register::DriverFeatures => Some(word(self.accepted, self.driver_select)),
-            Register::DeviceFeaturesSelect
-            | Register::DriverFeaturesSelect
-            | Register::QueueSelect
-            | Register::Notify
-            | Register::InterruptAck => None,
+            Register::DeviceFeaturesSelect => Some(self.device_select.into()),
+            Register::DriverFeaturesSelect => Some(self.driver_select.into()),
+            Register::QueueSelect => Some(self.queue_select.into()),
+            Register::Notify | Register::InterruptAck => None,
         }
     }
 
@@ -201,13 +224,21 @@ impl Front {
                     doorbell.ring();
                 }
             }
-            Register::InterruptAck => {
-                self.shared.causes.fetch_and(!small, Ordering::SeqCst);
+            Register::InterruptAck => self.shared.interrupt.clear(small),
+            Register::QueueVector => {
+                if let Some(source) = self.source() {
+                    self.shared.interrupt.choose(source, u16::try_from(small).unwrap_or(NO_VECTOR));
+                }
+            }
+            Register::ConfigVector => {
+                self.shared.interrupt.choose(Source::Config, u16::try_from(small).unwrap_or(NO_VECTOR));
             }
             Register::Status => self.set_status(small),
             Register::DeviceId
             | Register::DeviceFeatures
             | Register::QueueMax
+            | Register::QueueCount
+            | Register::QueueNotify
             | Register::InterruptStatus
             | Register::ConfigGeneration => {}
         }
@@ -314,7 +345,26 @@ impl Front {
         let ready = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.has(VIRTIO_CONFIG_S_FAILED);
         if news & VIRTIO_CONFIG_S_DRIVER_OK != 0 && ready {
             self.status |= VIRTIO_CONFIG_S_DRIVER_OK;
+            if self.master {
+                self.start();
+            }
+        }
+    }
+
+    /// Whether the device may use guest memory (PCI: bus mastering). A device that is started while it may not waits
+    /// until it may; one that loses it has lost its rings, and needs a reset. When this returns without, the device
+    /// touches guest memory no more.
+    pub fn set_master(&mut self, master: bool) {
+        let was = std::mem::replace(&mut self.master, master);
+        if was == master || !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.needs_reset() {
+            return;
+        }
+        if master {
             self.start();
+        } else {
+            self.visit(Engine::rest);
+            self.shared
+                .break_down(Fault::new("bus mastering ended while the device ran", self.status.into()));
         }
     }
 
@@ -341,7 +391,7 @@ impl Front {
         let stopped = self.visit(Engine::stop);
         if stopped.is_none() {
             self.shared.needs_reset.store(false, Ordering::SeqCst);
-            self.shared.causes.store(0, Ordering::SeqCst);
+            self.shared.interrupt.reset();
         }
         self.forget();
     }

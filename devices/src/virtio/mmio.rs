@@ -1,17 +1,19 @@
 //! The memory-mapped transport: a table of offsets over the [`Front`] (section 4.2.2, version 2).
 
+use std::sync::Arc;
+
 use base::Result;
 use base::bus::{Effect, Registers};
 use base::irq::SharedLine;
 use base::lane::LaneHandle;
 use base::memory::Memory;
 
-use super::engine::Doorbell;
 use super::front::{Front, Register};
-use super::{Device, Meters};
+use super::interrupt::Edge;
+use super::{Bell, Device, Meters};
 
-/// Offset of the doorbell register: where an ioeventfd with a 4-byte match of the queue index belongs.
-pub const NOTIFY: u64 = 0x50;
+/// Offset of the doorbell register.
+const NOTIFY: u64 = 0x50;
 /// Offset of the configuration space.
 const CONFIG: u64 = 0x100;
 /// `virt`, little-endian.
@@ -77,13 +79,18 @@ impl Mmio {
         line: SharedLine,
         lane: &LaneHandle,
     ) -> Result<Mmio> {
-        Front::new(name, device, memory, line, lane).map(Mmio)
+        Front::new(name, device, memory, Arc::new(Edge::new(line)), lane).map(Mmio)
     }
 
-    /// The doorbells, to be rung by ioeventfds at [`NOTIFY`] in the window: 4 bytes, matching the queue index.
-    /// Without ioeventfds nothing is lost: the register rings them itself.
-    pub fn doorbells(&self) -> &[Doorbell] {
-        self.0.doorbells()
+    /// The doorbells: 4 bytes at [`NOTIFY`], matching the queue index. Without ioeventfds nothing is lost: the register
+    /// rings them itself.
+    pub fn bells(&self) -> Vec<Bell> {
+        let bell = |doorbell: &super::engine::Doorbell| Bell {
+            at: NOTIFY,
+            value: Some(doorbell.queue.into()),
+            doorbell: doorbell.clone(),
+        };
+        self.0.doorbells().iter().map(bell).collect()
     }
 
     /// Counters of the engine and the device.

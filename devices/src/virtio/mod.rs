@@ -1,7 +1,7 @@
 //! Virtio: a device author writes a [`Device`]; the transport and the engine do the rest.
 //!
 //! ```text
-//! vCPU side    mmio (a table: offset, width, register)  ->  front (status, features, queue set-up, interrupts)
+//! vCPU side    mmio, pci (tables: offset, width, register)  ->  front (status, features, queue set-up)
 //!                                                             |  visit (waits), doorbell eventfds (never wait)
 //! lane side                                                 engine (rings, suppression, faults)  ->  Device
 //! ```
@@ -11,7 +11,9 @@
 pub mod chain;
 pub mod engine;
 pub mod front;
+pub mod interrupt;
 pub mod mmio;
+pub mod pci;
 mod ring;
 
 use std::sync::Arc;
@@ -24,6 +26,17 @@ pub use engine::Io;
 
 /// Counters of a device by name (`read_bytes`), to be read from any thread.
 pub type Meters = Vec<(&'static str, Arc<Counter>)>;
+
+/// A doorbell in the window of a transport: where an ioeventfd belongs.
+#[derive(Clone, Debug)]
+pub struct Bell {
+    /// Offset in the window.
+    pub at: u64,
+    /// The 4-byte value that rings it; `None`: any write there does, of any width.
+    pub value: Option<u32>,
+    /// What to signal.
+    pub doorbell: engine::Doorbell,
+}
 
 /// A virtio device, as its author writes it: it takes chains of buffers and says what it wrote.
 ///

@@ -8,7 +8,7 @@ use base::host::fake::{FILE_BYTES, FakeHost};
 use base::memory::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::driver::*;
+use super::driver::*;
 
 pub const IN: u32 = 0;
 pub const OUT: u32 = 1;

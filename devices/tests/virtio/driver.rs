@@ -1,10 +1,10 @@
-//! A driver played by the test: it drives the registers of a virtio-mmio device and lays rings in guest memory.
+//! A driver played by the test: it drives the registers of a virtio device, over either transport, and lays rings in
+//! guest memory.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use base::bus::Registers;
 use base::clock::{Clock, HostClock};
 use base::host::fake::FakeHost;
 use base::irq::{FakeLine, Line, SharedLine};
@@ -12,8 +12,12 @@ use base::lane::{Lane, LaneHandle};
 use base::memory::{Memory, Ram};
 use devices::catalog::{self, Body, Kit};
 use devices::virtio::Device;
-use devices::virtio::mmio::Mmio;
 use vm_memory::{Bytes, GuestAddress};
+
+#[path = "via.rs"]
+pub mod via;
+
+pub use via::{Mmio, Pci, Via};
 
 pub const ACKNOWLEDGE: u32 = 1;
 pub const DRIVER: u32 = 2;
@@ -25,7 +29,7 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const INDIRECT: u64 = 1 << 28;
 pub const EVENT_IDX: u64 = 1 << 29;
 
-/// Offsets of registers.
+/// Registers, by their offsets over mmio.
 pub mod reg {
     pub const MAGIC: u64 = 0x0;
     pub const DEVICE_ID: u64 = 0x8;
@@ -83,10 +87,10 @@ impl Bell {
     }
 }
 
-/// A device behind its transport, with memory, an interrupt line and a lane of its own.
-pub struct Rig {
+/// A device behind a transport, with memory, an interrupt line and a lane of its own.
+pub struct Over<V: Via> {
     pub memory: Memory,
-    pub mmio: Mmio,
+    pub via: V,
     pub bell: Arc<Bell>,
     lane: LaneHandle,
 }
@@ -111,22 +115,22 @@ pub fn build_at(
     entry.build(&entry.parse(text)?, &kit)
 }
 
-impl Rig {
+impl<V: Via> Over<V> {
     /// A rig around the device that `text` asks of `kind`.
-    pub fn of(kind: &str, text: &str, host: &FakeHost) -> Rig {
+    pub fn of(kind: &str, text: &str, host: &FakeHost) -> Self {
         let memory = Memory::new(&RAM).unwrap();
         match build(kind, text, host, &memory) {
-            Ok(Body::Virtio(device)) => Rig::new(device, memory),
+            Ok(Body::Virtio(device)) => Self::new(device, memory),
             Ok(_) => panic!("{kind} is no virtio device"),
             Err(fail) => panic!("{fail}"),
         }
     }
 
-    pub fn new(device: Box<dyn Device>, memory: Memory) -> Rig {
+    pub fn new(device: Box<dyn Device>, memory: Memory) -> Self {
         let lane = Lane::spawn("test", |effect| panic!("unexpected {effect:?}")).unwrap();
         let bell = Arc::new(Bell::default());
-        let mmio = Mmio::attach("test0", device, &memory, bell.clone(), &lane).unwrap();
-        Rig { memory, mmio, bell, lane }
+        let via = V::attach(device, &memory, bell.clone(), &lane);
+        Over { memory, via, bell, lane }
     }
 
     pub fn ram(&self) -> &Ram {
@@ -134,23 +138,25 @@ impl Rig {
     }
 
     pub fn get(&mut self, at: u64) -> u32 {
-        let mut data = [0xff; 4];
-        self.mmio.read(at, &mut data);
-        u32::from_le_bytes(data)
+        self.via.get(at)
     }
 
     pub fn set(&mut self, at: u64, value: u32) {
-        self.mmio.write(at, &value.to_le_bytes());
+        self.via.set(at, value);
     }
 
-    fn set64(&mut self, at: u64, value: u64) {
+    pub fn set64(&mut self, at: u64, value: u64) {
         let [low, high] = [value & 0xffff_ffff, value >> 32].map(|half| u32::try_from(half).unwrap());
         self.set(at, low);
         self.set(at + 4, high);
     }
 
     pub fn config(&mut self, at: u64, data: &mut [u8]) {
-        self.mmio.read(reg::CONFIG + at, data);
+        self.via.registers().read(V::CONFIG + at, data);
+    }
+
+    pub fn configure(&mut self, at: u64, data: &[u8]) {
+        self.via.registers().write(V::CONFIG.saturating_add(at), data);
     }
 
     pub fn offered(&mut self) -> u64 {
@@ -208,12 +214,12 @@ impl Rig {
     }
 
     pub fn notify(&mut self, queue: u16) {
-        self.set(reg::NOTIFY, queue.into());
+        self.via.notify(queue);
     }
 
     /// Returns when the lane has served all doorbells rung so far.
     pub fn settle(&self) {
-        self.mmio.front().visit(|_, _| ());
+        self.via.settle();
     }
 
     /// Waits for a chain to come back: its head and the length written.
@@ -228,12 +234,13 @@ impl Rig {
     }
 
     pub fn meter(&self, name: &str) -> u64 {
-        let (_, counter) = self.mmio.meters().iter().find(|(known, _)| *known == name).unwrap();
+        let meters = self.via.meters();
+        let (_, counter) = meters.iter().find(|(known, _)| *known == name).unwrap();
         counter.get()
     }
 }
 
-impl Drop for Rig {
+impl<V: Via> Drop for Over<V> {
     fn drop(&mut self) {
         let orderly = self.lane.stop();
         assert!(orderly || std::thread::panicking(), "the lane has panicked");

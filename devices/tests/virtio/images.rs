@@ -13,8 +13,8 @@ use base::memory::Memory;
 use devices::catalog::Body;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::blk::*;
-use crate::driver::*;
+use super::blk::*;
+use super::driver::*;
 
 fn file() -> File {
     tempfile::tempfile().unwrap()
@@ -419,23 +419,23 @@ fn a_new_size_reaches_the_driver() {
     let mut rig = Rig::of("blk", "path=a.img", &host);
     base.set_len(2 << 20).unwrap();
     assert_eq!(sectors(&mut rig), SECTORS, "nobody has asked");
-    rig.mmio.front_mut().refresh().unwrap();
+    rig.via.refresh().unwrap();
     assert_eq!((sectors(&mut rig), rig.bell.edges()), (4096, 0), "no driver, no interrupt");
 
     let mut player = Player::behind(rig);
     assert_eq!(player.run(IN, 4095, &[(DATA, 512, true)]), (OK, 513));
     let (edges, generation) = (player.rig.bell.edges(), player.rig.get(reg::GENERATION));
-    player.rig.mmio.front_mut().refresh().unwrap();
+    player.rig.via.refresh().unwrap();
     assert_eq!(player.rig.bell.edges(), edges, "nothing new, no interrupt");
     base.set_len(3 << 20).unwrap();
-    player.rig.mmio.front_mut().refresh().unwrap();
+    player.rig.via.refresh().unwrap();
     assert_eq!(player.rig.bell.edges(), edges + 1);
     assert_eq!(player.rig.get(reg::CAUSES) & 2, 2, "configuration change");
     assert_ne!(player.rig.get(reg::GENERATION), generation);
     assert_eq!(sectors(&mut player.rig), 6144);
     assert_eq!(player.run(IN, 6143, &[(DATA, 512, true)]), (OK, 513), "the new sectors are there");
     base.set_len(1 << 20).unwrap();
-    player.rig.mmio.front_mut().refresh().unwrap();
+    player.rig.via.refresh().unwrap();
     assert_eq!(player.run(IN, 6143, &[(DATA, 512, true)]).0, IOERR, "and gone");
     assert_eq!(player.rig.meter("errors"), 0, "the host was not asked for them");
 }

@@ -1,8 +1,30 @@
-//! Virtio devices, driven as a guest's driver would.
+//! The virtio devices, driven by a played driver, over each transport.
 
-mod blk;
+#![allow(clippy::duplicate_mod, reason = "each file is compiled once for each transport")]
+
 mod driver;
-mod images;
-mod rng;
-mod transport;
-mod vsock;
+mod echo;
+mod mmio;
+mod pci;
+
+/// The driver over one transport, and what every device and transport does over it.
+macro_rules! over {
+    ($module:ident, $via:ident) => {
+        #[path = "."]
+        mod $module {
+            mod blk;
+            mod images;
+            mod rng;
+            mod transport;
+            mod vsock;
+
+            mod driver {
+                pub use crate::driver::*;
+                pub type Rig = Over<$via>;
+            }
+        }
+    };
+}
+
+over!(over_mmio, Mmio);
+over!(over_pci, Pci);

@@ -3,7 +3,7 @@
 use base::host::fake::FakeHost;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::driver::{EVENT_IDX, Rig};
+use super::driver::{EVENT_IDX, Rig};
 
 fn rig() -> Rig {
     Rig::of("rng", "enabled=on", &FakeHost::default())

@@ -13,7 +13,7 @@ use base::host::fake::FakeHost;
 use base::memory::Memory;
 
 use self::peer::*;
-use crate::driver::{RAM, Rig, build, reg};
+use super::driver::{RAM, Rig, build, reg};
 
 #[test]
 fn the_guest_learns_its_context_id() {

@@ -22,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let machine = Machine {
         cpus: 1,
         nodes: &[],
+        bridge: None,
         sleep_port: 0x600,
         reset_port: 0x602,
         reset_value: 1,

@@ -8,7 +8,8 @@ use devices::catalog::{CATALOG, Entry, Presence};
 use serde_json::Value;
 
 use crate::plan::{
-    Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, Irqchip, KernelMemory, OnReset, Period, Protocol, Size,
+    Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, Irqchip, KernelMemory, NO_PCI, OnReset, Period,
+    Protocol, Size, Transport,
 };
 
 /// How much of the help is made. A run needs the names of flags only, and should not wait for the rest.
@@ -154,7 +155,7 @@ fn boot_flags(run: Command) -> Command {
                 .value_name("TEXT")
                 .allow_hyphen_values(true)
                 .action(ArgAction::Append)
-                .help(format!("Add to the kernel command line, which begins `{DEFAULT_CMDLINE}`")),
+                .help(format!("Add to the kernel command line, which begins `{DEFAULT_CMDLINE} {NO_PCI}`")),
         )
         .arg(
             Arg::new("cmdline-only")
@@ -255,6 +256,13 @@ fn tuning_flags(run: Command) -> Command {
                 .value_name("WHICH")
                 .value_parser(value_parser!(Irqchip))
                 .help("Who emulates the interrupt controllers [default: split]"),
+        )
+        .arg(
+            Arg::new("transport")
+                .long("transport")
+                .value_name("WHICH")
+                .value_parser(value_parser!(Transport))
+                .help("How drivers reach virtio devices [default: auto]"),
         )
 }
 

@@ -80,6 +80,7 @@ fn plan(matches: &ArgMatches) -> Result<Plan> {
     set(matches, "cpus", &mut plan.cpus);
     set(matches, "memory", &mut plan.memory);
     set(matches, "irqchip", &mut plan.irqchip);
+    set(matches, "transport", &mut plan.transport);
     set(matches, "on-reset", &mut plan.on_reset);
     set(matches, "accel", &mut plan.accel);
     plan.timeout = matches.get_one("timeout").copied().or(plan.timeout);
@@ -189,7 +190,7 @@ impl Sink {
 mod tests {
     use super::*;
     use crate::cli::command::{Detail, command};
-    use crate::plan::{Irqchip, KernelMemory, OnReset, Protocol, Size};
+    use crate::plan::{Irqchip, KernelMemory, OnReset, Protocol, Size, Transport};
 
     fn parse(words: &[&str]) -> Plan {
         let words = ["mayfly", "run"].iter().chain(words);
@@ -222,6 +223,8 @@ mod tests {
             "1G",
             "--irqchip",
             "full",
+            "--transport",
+            "pci",
             "--on-reset",
             "restart",
             "--accel",
@@ -235,6 +238,7 @@ mod tests {
         assert_eq!((plan.protocol, plan.cpus, plan.memory), (Protocol::Pvh, 3, Size::mib(1024)));
         assert_eq!(plan.kernel_memory, KernelMemory::Copied);
         assert_eq!((plan.irqchip, plan.on_reset), (Irqchip::Full, OnReset::Restart));
+        assert_eq!(plan.transport, Transport::Pci);
         assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));
     }
 

@@ -45,8 +45,8 @@ pub struct FakeVm {
     pub pieces: Mutex<Vec<Piece>>,
     /// Interrupts sent.
     pub sent: Mutex<Vec<Msi>>,
-    /// Doorbells wired: address and value.
-    pub doorbells: Mutex<Vec<(u64, u32)>>,
+    /// Doorbells wired now: address and value.
+    pub doorbells: Mutex<Vec<(u64, Option<u32>)>>,
     /// Registers whose writes were delayed (`true`) or heard again (`false`), in order.
     pub delays: Mutex<Vec<(u64, bool)>>,
     /// Where the boot processor was put.
@@ -92,8 +92,12 @@ impl Vm for Fake {
         self
     }
     fn set_line(&self, _: u32, _: bool) {}
-    fn ring_on_write(&self, address: u64, data: u32, _: BorrowedFd<'_>) -> Result<()> {
-        lock(&self.0.doorbells).push((address, data));
+    fn ring_on_write(&self, address: u64, value: Option<u32>, _: BorrowedFd<'_>) -> Result<()> {
+        lock(&self.0.doorbells).push((address, value));
+        Ok(())
+    }
+    fn stop_ringing(&self, address: u64, value: Option<u32>, _: BorrowedFd<'_>) -> Result<()> {
+        lock(&self.0.doorbells).retain(|wired| *wired != (address, value));
         Ok(())
     }
     fn delay_writes(&self, _: Space, address: u64, _: u32) -> Result<()> {

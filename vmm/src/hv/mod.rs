@@ -37,11 +37,17 @@ pub trait Vm: Send + Sync {
     /// Sets input `gsi` of the in-kernel interrupt controllers (full irqchip only).
     fn set_line(&self, gsi: u32, high: bool);
 
-    /// Has writes of `data` (4 bytes) at `address` signal `doorbell` without leaving the kernel.
+    /// Has writes of `value` (4 bytes) at `address`, or any writes there, signal `doorbell` without leaving the kernel.
     ///
     /// # Errors
     /// The hypervisor cannot; the caller then sees such writes as exits.
-    fn ring_on_write(&self, address: u64, data: u32, doorbell: BorrowedFd<'_>) -> Result<()>;
+    fn ring_on_write(&self, address: u64, value: Option<u32>, doorbell: BorrowedFd<'_>) -> Result<()>;
+
+    /// Ends what [`Vm::ring_on_write`] began with the same arguments.
+    ///
+    /// # Errors
+    /// As the hypervisor answers.
+    fn stop_ringing(&self, address: u64, value: Option<u32>, doorbell: BorrowedFd<'_>) -> Result<()>;
 
     /// Has writes at `address` handed over late and in batches, by [`Vm::late_writes`].
     ///

@@ -1,27 +1,25 @@
 //! Assembly: from a plan to a board with all chips on it, in one loop over the devices.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use arch::layout;
-use base::bus::{Effect, Registers};
 use base::clock::Clock;
 use base::host::Host;
 use base::irq::{Line, SharedLine};
 use base::lane::{Lane, LaneHandle};
 use base::memory::Memory;
-use base::node::Node;
+use base::node::{HostBridge, Node};
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::{self, Body, Chip, Finish, Kit, Space, Window};
 use devices::ioapic::IoApic;
 use devices::virtio::Device;
-use devices::virtio::mmio::{Mmio, NOTIFY};
 
 use super::board::Board;
 use super::control::Reports;
 use super::lazy::Lazy;
+use super::virtio::{Parts, Room};
 use crate::hv::Vm;
-use crate::plan::{Irqchip, Plan};
+use crate::plan::{Irqchip, Plan, Transport};
 
 /// What assembly takes from the world.
 pub struct Site<'a> {
@@ -35,6 +33,8 @@ pub struct Site<'a> {
     pub clock: Arc<dyn Clock>,
     /// Control.
     pub reports: &'a Reports,
+    /// How drivers reach virtio devices.
+    pub transport: Transport,
 }
 
 /// What assembly makes.
@@ -43,6 +43,8 @@ pub struct Assembled {
     pub board: Board,
     /// The devices as the firmware tables name them.
     pub nodes: Vec<Node>,
+    /// The PCI host bridge, if there is one.
+    pub bridge: Option<HostBridge>,
     /// Inputs of the I/O APIC.
     pub pins: u32,
     /// The last duties of chips, when the guest has ended: to hand on the output they still hold.
@@ -61,8 +63,8 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
     let line = |gsi: u32| lines.line(gsi);
     let mut work = Work {
         site,
-        made: Assembled { board, nodes: Vec::new(), pins: 0, finishes: Vec::new(), lane: None },
-        virtio: 0,
+        made: Assembled { board, nodes: Vec::new(), bridge: None, pins: 0, finishes: Vec::new(), lane: None },
+        room: Room::new(site.transport, line),
     };
     for device in &plan.devices {
         let entry = catalog::find(&device.kind).ok_or_else(|| {
@@ -84,7 +86,9 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
         }
     }
     let mut made = work.made;
-    made.pins = lines.settle(&made.nodes);
+    made.bridge = work.room.close(&mut made.board, site.memory.len())?;
+    let pins = made.bridge.iter().flat_map(|bridge| &bridge.pins).map(|(_, gsi)| gsi);
+    made.pins = lines.settle(made.nodes.iter().flat_map(|node| &node.irqs).chain(pins));
     Ok(made)
 }
 
@@ -92,8 +96,8 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
 struct Work<'a> {
     site: &'a Site<'a>,
     made: Assembled,
-    /// Virtio devices placed so far.
-    virtio: u32,
+    /// Where virtio devices go.
+    room: Room,
 }
 
 impl Work<'_> {
@@ -111,27 +115,11 @@ impl Work<'_> {
     }
 
     fn place_virtio(&mut self, name: &str, device: Box<dyn Device>, lines: &Lines) -> Result<()> {
-        let number = self.virtio;
-        self.virtio += 1;
-        let gsi = layout::FIRST_FREE_GSI + number;
-        let base = layout::VIRTIO_MMIO + u64::from(number) * layout::VIRTIO_MMIO_LEN;
-        if gsi >= lines.pins_max() {
-            return Err(Fail::new(Why::Usage, format!("place {name}"))
-                .because(format!("all {number} virtio interrupts are taken"))
-                .hint("use fewer devices"));
-        }
-        let lane = self.lane()?;
-        let mmio = Mmio::attach(name, device, self.site.memory, lines.line(gsi), &lane)?;
-        let chip = Wiring { mmio, vm: self.site.vm.clone(), base, wired: false };
-        self.made.nodes.push(Node {
-            name: format!("V{number:03}"),
-            hid: "LNRO0005",
-            uid: number,
-            ports: Vec::new(),
-            memory: vec![(narrow(base)?, narrow(layout::VIRTIO_MMIO_LEN)?)],
-            irqs: vec![gsi],
-        });
-        self.made.board.memory.insert(name, base, layout::VIRTIO_MMIO_LEN, Box::new(chip))
+        let lane = &self.lane()?;
+        let line = &|gsi| lines.line(gsi);
+        let parts = Parts { name, device, memory: self.site.memory, lane, line, gsis: lines.pins_max() };
+        self.made.nodes.extend(self.room.place(&mut self.made.board, parts)?);
+        Ok(())
     }
 
     /// The I/O lane, for the first device that needs one.
@@ -145,40 +133,6 @@ impl Work<'_> {
         self.made.lane = Some(lane.clone());
         Ok(lane)
     }
-}
-
-/// A virtio window whose doorbells are wired into the hypervisor when the driver first rings one.
-///
-/// Not earlier, because KVM frees what a registration replaced after a grace period of some 10 ms, and a VM that ends
-/// before it waits.
-struct Wiring {
-    mmio: Mmio,
-    vm: Arc<dyn Vm>,
-    base: u64,
-    wired: bool,
-}
-
-impl Registers for Wiring {
-    fn read(&mut self, at: u64, data: &mut [u8]) {
-        self.mmio.read(at, data);
-    }
-
-    fn write(&mut self, at: u64, data: &[u8]) -> Effect {
-        let effect = self.mmio.write(at, data);
-        if at == NOTIFY && !self.wired {
-            self.wired = true;
-            for doorbell in self.mmio.doorbells() {
-                // Without it such writes go on coming as exits, and the register rings the doorbell itself.
-                let _ =
-                    self.vm.ring_on_write(self.base + NOTIFY, u32::from(doorbell.queue), doorbell.as_fd());
-            }
-        }
-        effect
-    }
-}
-
-fn narrow(value: u64) -> Result<u32> {
-    u32::try_from(value).doing(Why::Host, || format!("place a device at {value:#x}"))
 }
 
 /// Where interrupt lines lead.
@@ -218,10 +172,10 @@ impl Lines {
     }
 
     /// Shows the guest no more inputs than these devices use; how many there are.
-    fn settle(&self, nodes: &[Node]) -> u32 {
+    fn settle<'a>(&self, gsis: impl Iterator<Item = &'a u32>) -> u32 {
         match self {
             Lines::Split(ioapic) => {
-                let pins = nodes.iter().flat_map(|node| &node.irqs).max().map_or(1, |gsi| gsi + 1);
+                let pins = gsis.max().map_or(1, |gsi| gsi + 1);
                 ioapic.set_pins(pins);
                 pins
             }

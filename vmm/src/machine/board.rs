@@ -7,6 +7,7 @@ use base::bus::{Bus, Effect};
 use base::meter::Counter;
 use devices::catalog::Space;
 
+use super::doorbells::Doorbells;
 use super::lazy::Lazy;
 use crate::hv::{Exit, Kind, Vm};
 use crate::outcome::Watch;
@@ -23,6 +24,8 @@ pub struct Board {
     pub end_of_interrupt: Box<dyn Fn(u8) + Send + Sync>,
     /// Registers whose writes the hypervisor delays once they are busy.
     pub lazy: Vec<Lazy>,
+    /// Windows that the guest moves, by their number, with their doorbells.
+    pub movable: Vec<(u32, Arc<Doorbells>)>,
     /// Ports on which console text leaves: watched for a panic.
     pub consoles: Vec<u64>,
     /// What the console has said about the kernel's health.
@@ -59,6 +62,7 @@ impl Board {
             memory: Bus::new("memory"),
             end_of_interrupt: Box::new(|_| ()),
             lazy: Vec::new(),
+            movable: Vec::new(),
             consoles: Vec::new(),
             watch: Mutex::default(),
             exits: Default::default(),
@@ -118,9 +122,18 @@ impl Board {
         }
     }
 
+    /// Does what concerns the board alone, now that the chip is unlocked; hands on the rest.
+    fn obey(&self, effect: Effect) -> Effect {
+        let Effect::Move(to) = effect else { return effect };
+        if let Some((_, doorbells)) = self.movable.iter().find(|(window, _)| *window == to.window) {
+            doorbells.obey(to, &self.memory);
+        }
+        Effect::None
+    }
+
     fn write_memory(&self, address: u64, data: &[u8]) -> Effect {
         self.notice(Space::Memory, address, data);
-        self.memory.write(address, data)
+        self.obey(self.memory.write(address, data))
     }
 
     fn write_port(&self, port: u64, width: usize, data: &[u8]) -> Effect {
@@ -130,7 +143,7 @@ impl Board {
         }
         // The first consequence wins: a machine that is off hears no more.
         data.chunks(width.max(1))
-            .map(|item| self.ports.write(port, item))
+            .map(|item| self.obey(self.ports.write(port, item)))
             .find(|effect| *effect != Effect::None)
             .unwrap_or_default()
     }

@@ -112,7 +112,7 @@ impl Control {
 /// What an effect means for the run; `None`: nothing.
 pub fn end_of(effect: Effect) -> Option<End> {
     Some(match effect {
-        Effect::None => return None,
+        Effect::None | Effect::Move(_) => return None,
         Effect::Reset => End::Reset,
         Effect::Off => End::PoweredOff,
         Effect::Exit(code) => End::DebugExit(code),

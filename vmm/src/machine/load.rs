@@ -2,13 +2,13 @@
 
 use arch::layout;
 use base::memory::Memory;
-use base::node::Node;
 use base::{Doing, Result, Why, ports};
 use boot::initrd::Part;
 use boot::kernel::Kernel;
 use boot::{Loading, Start, acpi};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::assemble::Assembled;
 use crate::plan::{Accel, Initrd, Irqchip, KernelMemory, Plan, Protocol};
 
 /// Hardware ID of a CMOS real-time clock.
@@ -18,9 +18,9 @@ const RTC: &str = "PNP0B00";
 ///
 /// # Errors
 /// As `boot::place`.
-pub fn load(plan: &Plan, kernel: &Kernel, nodes: &[Node], pins: u32, memory: &Memory) -> Result<Start> {
+pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> Result<Start> {
     let initrd = plan.initrd.iter().map(part).collect::<Result<Vec<_>>>()?;
-    let cmdline = plan.cmdline.text();
+    let cmdline = plan.cmdline.text(made.bridge.is_some());
     let start = boot::place(
         &boot::Plan {
             kernel,
@@ -37,13 +37,14 @@ pub fn load(plan: &Plan, kernel: &Kernel, nodes: &[Node], pins: u32, memory: &Me
             },
             machine: acpi::Machine {
                 cpus: plan.cpus,
-                nodes,
+                nodes: &made.nodes,
+                bridge: made.bridge.as_ref(),
                 sleep_port: ports::SLEEP_CONTROL,
                 reset_port: ports::RESET,
                 reset_value: ports::RESET_VALUE,
-                ioapic_pins: pins,
+                ioapic_pins: made.pins,
                 full_irqchip: plan.irqchip == Irqchip::Full,
-                rtc: nodes.iter().any(|node| node.hid == RTC),
+                rtc: made.nodes.iter().any(|node| node.hid == RTC),
             },
         },
         memory,

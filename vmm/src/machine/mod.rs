@@ -3,10 +3,12 @@
 mod assemble;
 mod board;
 mod control;
+mod doorbells;
 mod lazy;
 mod load;
 mod scout;
 mod vcpu;
+mod virtio;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -104,15 +106,17 @@ impl Machine {
             host,
             clock: Arc::new(HostClock::default()),
             reports: &control.reports,
+            transport: virtio::choose(plan.transport, kernel),
         };
-        let Assembled { board, nodes, pins, finishes, lane } = assemble(plan, &site)?;
+        let made = assemble(plan, &site)?;
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
-        let start = load(plan, kernel, &nodes, pins, &memory)?;
+        let start = load(plan, kernel, &made, &memory)?;
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
+        let Assembled { board, finishes, lane, .. } = made;
         let mut vcpus = (0..plan.cpus).map(|id| vm.vcpu(id, plan.cpus)).collect::<Result<Vec<_>>>()?;
         if let Some(first) = vcpus.first_mut() {
             first.start_at(&start)?;

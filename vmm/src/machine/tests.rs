@@ -14,7 +14,7 @@ use super::Machine;
 use super::control::Control;
 use crate::hv::fake::{Fake, FakeVm, Step};
 use crate::outcome::{End, Report};
-use crate::plan::Plan;
+use crate::plan::{Plan, Transport};
 
 /// Power off: sleep type 5, and go (ACPI 6.5, section 4.8.3.7).
 fn off() -> Step {
@@ -138,4 +138,58 @@ fn unknown_addresses_read_as_ones_and_hurt_nobody() {
     );
     assert!(matches!(report.end, End::PoweredOff), "{report:?}");
     assert_eq!(*fake.answers.lock().unwrap(), [vec![0xff; 2], vec![0xff; 8]]);
+}
+
+/// Configuration space of device `number` through ECAM.
+fn ecam(number: u64, register: u64) -> u64 {
+    arch::layout::PCI_ECAM + (number << 15) + register
+}
+
+#[test]
+fn a_driver_finds_its_device_over_pci_and_moves_it() {
+    let (low, far) = (arch::layout::PCI_LOW + 0x4000, 0x12_3400_0000u64);
+    let word = |value: u32| value.to_le_bytes().to_vec();
+    let plan = Plan { transport: Transport::Pci, ..Plan::default() };
+    let script = vec![
+        Step::Load(ecam(0, 0), 4),
+        Step::Load(ecam(1, 0), 4),
+        Step::Load(low + 0x12, 2),
+        Step::Store(ecam(1, 4), vec![6, 0]),
+        Step::Load(low + 0x12, 2),
+        // The queue is none, but whoever rings its doorbell has it wired.
+        Step::Store(low + 0x2000, vec![0, 0]),
+        Step::Out(0xcf8, word(0x8000_0810)),
+        Step::Out(0xcfc, word(0x3400_0000)),
+        Step::Out(0xcf8, word(0x8000_0814)),
+        Step::Out(0xcfc, word(0x12)),
+        Step::Load(low + 0x12, 2),
+        Step::Load(far + 0x12, 2),
+        Step::Store(far + 0x2000, vec![0, 0]),
+        // Another device stays where it is; port 0xcf9 is no part of the address register.
+        Step::In(0xcf8, 4),
+        Step::Store(ecam(1, 4), vec![0, 0]),
+        Step::Load(far + 0x12, 2),
+        off(),
+    ];
+    let (fake, report) = run(plan, vec![script]);
+    assert!(matches!(report.end, End::PoweredOff), "{report:?}");
+    let answers = fake.answers.lock().unwrap();
+    let numbers: Vec<u64> = answers
+        .iter()
+        .map(|bytes| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        .collect();
+    let none = 0xffff;
+    assert_eq!(numbers, [0x0008_1b36, 0x1044_1af4, none, 1, none, 1, 0x8000_0814, none]);
+    assert_eq!(*fake.doorbells.lock().unwrap(), [], "a window that is nowhere has no doorbell");
+}
+
+#[test]
+fn the_transport_decides_whether_there_is_a_bus() {
+    for (transport, found) in
+        [(Transport::Auto, 0xffff_ffff), (Transport::Mmio, 0xffff_ffff), (Transport::Pci, 0x0008_1b36u32)]
+    {
+        let plan = Plan { transport, ..Plan::default() };
+        let (fake, _) = run(plan, vec![vec![Step::Load(ecam(0, 0), 4), off()]]);
+        assert_eq!(*fake.answers.lock().unwrap(), [found.to_le_bytes()], "{transport:?}");
+    }
 }

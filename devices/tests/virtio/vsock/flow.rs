@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::peer::*;
-use crate::driver::{NEEDS_RESET, reg};
+use super::super::driver::{NEEDS_RESET, reg};
 
 #[test]
 fn a_slow_host_stops_the_guest_and_nothing_is_lost() {

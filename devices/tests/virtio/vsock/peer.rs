@@ -9,7 +9,7 @@ use base::host::Host;
 use base::host::fake::FakeHost;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::driver::{EVENT_IDX, Rig, Virtq};
+use super::super::driver::{EVENT_IDX, Rig, Virtq};
 
 pub const REQUEST: u16 = 1;
 pub const RESPONSE: u16 = 2;

@@ -11,8 +11,8 @@ use base::{Doing, Fail, Result, Why};
 use devices::catalog::Space;
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
-    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_irq_routing_entry, kvm_msi, kvm_pit_config,
-    kvm_userspace_memory_region,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_irq_routing_entry,
+    kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 
@@ -119,20 +119,14 @@ impl Vm for KvmVm {
         }
     }
 
-    fn ring_on_write(&self, address: u64, data: u32, doorbell: BorrowedFd<'_>) -> Result<()> {
-        let request = kvm_ioeventfd {
-            datamatch: u64::from(data),
-            addr: address,
-            len: 4,
-            fd: doorbell.as_raw_fd(),
-            flags: 1 << kvm_ioeventfd_flag_nr_datamatch,
-            ..Default::default()
-        };
-        // KVM_IOEVENTFD through the raw call: kvm-ioctls wants an owned EventFd, and the doorbell is the engine's.
-        // SAFETY: the descriptor is a VM's, and KVM reads one `kvm_ioeventfd` from the pointer.
-        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_IOEVENTFD, &raw const request) };
-        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    fn ring_on_write(&self, address: u64, value: Option<u32>, doorbell: BorrowedFd<'_>) -> Result<()> {
+        self.wire(address, value, doorbell, 0)
             .doing(Why::Host, || format!("wire the doorbell at {address:#x}"))
+    }
+
+    fn stop_ringing(&self, address: u64, value: Option<u32>, doorbell: BorrowedFd<'_>) -> Result<()> {
+        self.wire(address, value, doorbell, 1 << kvm_ioeventfd_flag_nr_deassign)
+            .doing(Why::Host, || format!("unwire the doorbell at {address:#x}"))
     }
 
     fn delay_writes(&self, space: Space, address: u64, len: u32) -> Result<()> {
@@ -167,6 +161,30 @@ fn location(space: Space, address: u64) -> IoEventAddress {
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 
 impl KvmVm {
+    /// Registers or, with that flag, removes an ioeventfd: for 4 bytes of this value, or for any write. The latter is
+    /// found without decoding the guest's instruction.
+    fn wire(
+        &self,
+        address: u64,
+        value: Option<u32>,
+        doorbell: BorrowedFd<'_>,
+        flags: u32,
+    ) -> std::io::Result<()> {
+        let matching = if value.is_some() { 1 << kvm_ioeventfd_flag_nr_datamatch } else { 0 };
+        let request = kvm_ioeventfd {
+            datamatch: value.unwrap_or(0).into(),
+            addr: address,
+            len: if value.is_some() { 4 } else { 0 },
+            fd: doorbell.as_raw_fd(),
+            flags: flags | matching,
+            ..Default::default()
+        };
+        // KVM_IOEVENTFD through the raw call: kvm-ioctls wants an owned EventFd, and the doorbell is the engine's.
+        // SAFETY: the descriptor is a VM's, and KVM reads one `kvm_ioeventfd` from the pointer.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_IOEVENTFD, &raw const request) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    }
+
     fn share_ring(&self, vcpu: &kvm_ioctls::VcpuFd) -> Result<()> {
         if self.ring.get().is_none() {
             let ring = Ring::map(vcpu).doing(Why::Host, || "map the ring of delayed writes")?;
