@@ -4,14 +4,15 @@
 //! with flow control then tells its guest to wait.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use base::{Fail, Result, Why};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::net::{SendFlags, send};
 
 /// Bytes that may wait before a guest is told to wait itself.
 pub const ROOM: usize = 64 << 10;
@@ -34,6 +35,10 @@ enum Patience {
     Taking,
     /// Non-blocking: answers at once.
     Answering,
+    /// Asked not to block in each call, as sockets let one.
+    Socket,
+    /// The same for files that know it (pipes, since Linux 6.5); others are [`Patience::Asked`] from then on.
+    Flagged(usize),
     /// It might block: asked before each write, which then has at most this many bytes.
     Asked(usize),
 }
@@ -90,8 +95,9 @@ impl Outlet {
         let patience = match FileType::from_raw_mode(fstat(&to)?.st_mode) {
             FileType::RegularFile => Patience::Taking,
             _ if fcntl_getfl(&to)?.contains(OFlags::NONBLOCK) => Patience::Answering,
-            FileType::Fifo => Patience::Asked(CHUNK),
-            _ => Patience::Asked(SMALL_CHUNK),
+            FileType::Socket => Patience::Socket,
+            FileType::Fifo => Patience::Flagged(CHUNK),
+            _ => Patience::Flagged(SMALL_CHUNK),
         };
         let waiting = VecDeque::new();
         Ok(Outlet { to, patience, waiting, line_ended: false, gone: None, forgetful: false, lost: 0 })
@@ -172,24 +178,17 @@ impl Outlet {
     /// Whether all is written.
     fn write_out(&mut self) -> Result<bool, Gone> {
         loop {
-            let most = match self.patience {
-                Patience::Asked(most) => most,
-                _ => ROOM,
-            };
             let (front, _) = self.waiting.as_slices();
-            let chunk = front.get(..most.min(front.len())).unwrap_or(front);
-            if chunk.is_empty() {
+            let asked = front.len().min(ROOM);
+            if asked == 0 {
                 return Ok(true);
             }
-            if matches!(self.patience, Patience::Asked(_)) && !can_write(self.to.as_fd(), Duration::ZERO) {
-                return Ok(false);
-            }
-            let asked = chunk.len();
-            match rustix::io::write(&self.to, chunk) {
+            match attempt(self.to.as_fd(), &mut self.patience, front.get(..asked).unwrap_or(front)) {
                 Ok(written) => {
                     self.waiting.drain(..written.min(asked));
                     // A full pipe takes a part: asking again would only cost a call to hear `EAGAIN`.
-                    if written == 0 || (written < asked && self.patience != Patience::Taking) {
+                    let greedy = !matches!(self.patience, Patience::Taking | Patience::Asked(_));
+                    if written == 0 || (written < asked && greedy) {
                         return Ok(false);
                     }
                 }
@@ -225,6 +224,26 @@ impl Outlet {
             }
         }
         Ok(self.gone.map_or(Flow::Drained, Flow::from))
+    }
+}
+
+/// Writes what `fd` takes without making its writer wait.
+fn attempt(fd: BorrowedFd<'_>, patience: &mut Patience, bytes: &[u8]) -> Result<usize, Errno> {
+    match *patience {
+        Patience::Taking | Patience::Answering => rustix::io::write(fd, bytes),
+        Patience::Socket => send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+        Patience::Flagged(most) => {
+            // An offset of all ones: where the file stands.
+            match pwritev2(fd, &[IoSlice::new(bytes)], u64::MAX, ReadWriteFlags::NOWAIT) {
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    *patience = Patience::Asked(most);
+                    attempt(fd, patience, bytes)
+                }
+                answer => answer,
+            }
+        }
+        Patience::Asked(_) if !can_write(fd, Duration::ZERO) => Err(Errno::AGAIN),
+        Patience::Asked(most) => rustix::io::write(fd, bytes.get(..most).unwrap_or(bytes)),
     }
 }
 
@@ -288,6 +307,34 @@ mod tests {
             assert!(seen == sent, "{flags:?}: bytes lost or out of order");
             assert!(outlet.has_room());
             assert_eq!(outlet.lost(), 0);
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_or_socket_that_others_share_never_blocks() {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let socket = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        for (from, to) in [pipe().unwrap(), socket] {
+            let shared = rustix::io::fcntl_dupfd_cloexec(&to, 0).unwrap();
+            let mut outlet = Outlet::new(to).unwrap();
+            push(&mut outlet, &vec![b'x'; LIMIT]);
+            assert!(matches!(outlet.flush(), Flow::Stuck));
+            // Full, without a look at it before: as when another writer was faster.
+            let mut patience = outlet.patience;
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                tell.send(attempt(outlet.to.as_fd(), &mut patience, b"y").map(|_| outlet))
+            });
+            let answer = told.recv_timeout(Duration::from_secs(20)).expect("the writer waits");
+            assert_eq!(answer.err(), Some(Errno::AGAIN));
+            assert!(
+                !fcntl_getfl(&shared).unwrap().contains(OFlags::NONBLOCK),
+                "the others' writes still wait"
+            );
+            drop(from);
+            let mut outlet = Outlet::new(shared).unwrap();
+            push(&mut outlet, b"anyone?\n");
+            assert!(matches!(outlet.flush(), Flow::Closed));
         }
     }
 

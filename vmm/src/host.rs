@@ -1,9 +1,11 @@
 //! The Linux host: opens files, streams and pseudo-terminals for devices, and says well what it cannot open.
 
+pub mod share;
+
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use base::fail::why_of;
 use base::host::{Access, Host, Keepsakes, Stream, kernel_entropy};
 use base::{Doing, Fail, Result, Why};
-use rustix::fs::{FileType, Mode, OFlags, fcntl_setfl, fstat};
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
-use rustix::stdio::{stdin, stdout};
-use rustix::termios::{OptionalActions, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::log;
 use crate::terminal::{self, Raw};
@@ -69,7 +70,7 @@ impl Host for LinuxHost {
                 .hint("only one of the devices can be on stdio"));
         }
         let output = self.keep(role, || {
-            standard_output().map_err(|cause| {
+            share::output().map_err(|cause| {
                 Fail::new(Why::Host, doing()).because(cause).hint("start mayfly with an open standard output")
             })
         })?;
@@ -131,8 +132,8 @@ impl LinuxHost {
     /// Standard input, and whether it is a terminal that is raw now.
     fn input(&self) -> (Option<OwnedFd>, bool) {
         // A closed one (`<&-`) is no input.
-        let Ok(input) = stdin().try_clone_to_owned() else { return (None, false) };
-        if !isatty(&input) {
+        let Ok((input, terminal)) = share::input() else { return (None, false) };
+        if !terminal {
             return (Some(input), false);
         }
         match terminal::enter() {
@@ -203,37 +204,6 @@ fn as_number(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
-/// A share of standard output to which writes do not block, where that is possible.
-///
-/// # Errors
-/// The process is out of descriptors.
-pub fn standard_output() -> io::Result<OwnedFd> {
-    writable_share(stdout())
-}
-
-/// A share of `fd` to which writes do not block, if that is possible without making the other programs' writes
-/// non-blocking, too: that mode belongs to the open file, so a pipe or a terminal is opened once more. Anything else,
-/// or one that cannot be opened, is shared as it is.
-fn writable_share(fd: impl AsFd) -> io::Result<OwnedFd> {
-    let fd = fd.as_fd();
-    let stat = fstat(fd)?;
-    let own = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo => true,
-        // Opening the multiplexer of pseudo-terminals would make a new one.
-        FileType::CharacterDevice => isatty(fd) && stat.st_rdev != rustix::fs::makedev(5, 2),
-        _ => false,
-    };
-    if own {
-        use std::os::fd::AsRawFd;
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        if let Ok(own) = rustix::fs::open(path, flags, Mode::empty()) {
-            return Ok(own);
-        }
-    }
-    fd.try_clone_to_owned()
-}
-
 /// A new pseudo-terminal: our end (non-blocking), the other end (raw, so that it echoes nothing), and its name.
 fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -290,8 +260,7 @@ fn remedy(cause: &io::Error, path: &Path, access: Access) -> String {
 mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::fs::fcntl_getfl;
-    use rustix::pipe::pipe;
+    use rustix::fs::{FileType, fcntl_getfl};
 
     const READ: Access = Access { write: false, create: false, direct: false, keep: false };
     const WRITE: Access = Access { write: true, ..READ };
@@ -391,24 +360,6 @@ mod tests {
         let [first, second] =
             [0, 1].map(|_| ptsname(host.pty("serial").unwrap().output, Vec::new()).unwrap());
         assert_eq!(first, second, "the reader of a pseudo-terminal need not look for another");
-    }
-
-    #[test]
-    fn our_share_of_a_pipe_does_not_block_and_the_others_still_do() {
-        let (from, to) = pipe().unwrap();
-        let own = writable_share(&to).unwrap();
-        assert!(fcntl_getfl(&own).unwrap().contains(OFlags::NONBLOCK));
-        assert!(!fcntl_getfl(&to).unwrap().contains(OFlags::NONBLOCK));
-        rustix::io::write(&own, b"x").unwrap();
-        assert_eq!(rustix::io::read(&from, &mut [0; 4]).unwrap(), 1, "it is the same pipe");
-    }
-
-    #[test]
-    fn our_share_of_a_file_goes_on_where_the_others_are() {
-        let mut file = tempfile::tempfile().unwrap();
-        io::Write::write_all(&mut file, b"before").unwrap();
-        rustix::io::write(writable_share(&file).unwrap(), b", after").unwrap();
-        assert_eq!(file.metadata().unwrap().len(), 13);
     }
 
     #[test]

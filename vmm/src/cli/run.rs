@@ -176,7 +176,7 @@ impl Sink {
     fn write(self, line: &str) -> Result<Flow> {
         let (name, mut outlet) = match self {
             Sink::Stdout => {
-                let outlet = host::standard_output().and_then(Outlet::new);
+                let outlet = host::share::output().and_then(Outlet::new);
                 ("the result".to_owned(), outlet.doing(Why::Host, || "write the result")?)
             }
             Sink::File(path, outlet) => (format!("the result to {}", path.display()), outlet),

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::Port;
 use super::escape::{CTRL_A, Escape, HELP, Key};
+use crate::inlet::Inlet;
 
 /// Output without an end of line goes out after one to two of these.
 const TICK: Duration = Duration::from_millis(5);
@@ -27,7 +28,7 @@ const TICKED: u32 = 2;
 /// Input of the serial port, and the watch over its output.
 pub struct Pump {
     port: Arc<Mutex<Port>>,
-    input: Option<OwnedFd>,
+    input: Option<Inlet>,
     /// How the input is waited for; `None` until that was tried.
     pollable: Option<bool>,
     watching: bool,
@@ -40,7 +41,7 @@ pub struct Pump {
 impl Pump {
     pub fn new(port: Arc<Mutex<Port>>, input: Option<OwnedFd>, terminal: bool) -> Pump {
         let escape = terminal.then(Escape::default);
-        Pump { port, input, pollable: None, watching: false, escape, old: false }
+        Pump { port, input: input.map(Inlet::new), pollable: None, watching: false, escape, old: false }
     }
 
     /// Waits for the host to take output.
@@ -110,12 +111,12 @@ impl Pump {
 
     /// Reads once, if the guest has room or an operator is to be listened to.
     fn read(&mut self, ctx: &mut Context<'_>) -> Effect {
-        let Some(input) = &self.input else { return Effect::None };
+        let Some(input) = &mut self.input else { return Effect::None };
         if self.escape.is_none() && lock(&self.port).uart.room() == 0 {
             return Effect::None;
         }
         let mut buffer = [0; GULP];
-        match rustix::io::read(input, &mut buffer) {
+        match input.read(&mut buffer) {
             Ok(0) => self.close(ctx),
             Ok(n) => return self.take(buffer.get(..n).unwrap_or_default(), ctx),
             Err(Errno::INTR | Errno::AGAIN) if self.watching => {}
