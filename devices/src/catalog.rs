@@ -163,7 +163,7 @@ pub trait Entry: Sync {
     /// The JSON schema of its `Spec`, with the doc comments as descriptions.
     fn schema(&self) -> schemars::Schema;
     /// Reads `key=value,key=value` into the JSON form of the `Spec`, all defaults filled in; `,,` is a comma within a
-    /// value.
+    /// value. A key whose value is a list may be repeated.
     ///
     /// # Errors
     /// [`Why::Usage`]: an unknown key (the known ones are named), a missing or a bad value.
@@ -230,6 +230,10 @@ impl<K: Kind> Entry for Of<K> {
     fn parse(&self, text: &str) -> Result<Value> {
         let first = text.split(',').next().unwrap_or_default();
         let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", K::BARE) };
+        let full = gather(&full, |key| {
+            let kind = Self::NEW.schema().pointer(&format!("/properties/{key}/type")).cloned();
+            kind == Some("array".into())
+        });
         let (quoted, objects) = quote(&full);
         let objects = objects.iter().map(|(id, value)| (id.as_str(), value.as_str())).collect();
         let spec: K::Spec = serde_aco::from_args(&quoted, &objects).map_err(|cause| {
@@ -247,6 +251,25 @@ impl<K: Kind> Entry for Of<K> {
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         K::build(&Self::typed(spec)?, kit)
     }
+}
+
+/// Puts the values of a key that is given more than once, and may be, behind its first: `,,` is between them.
+fn gather(text: &str, is_list: impl Fn(&str) -> bool) -> String {
+    let text = text.replace(",,", "\0");
+    let mut pairs: Vec<(&str, String)> = Vec::new();
+    for pair in text.split(',') {
+        let key = pair.split('=').next().unwrap_or_default();
+        let value = pair.strip_prefix(key).and_then(|rest| rest.strip_prefix('='));
+        match (pairs.iter_mut().find(|(known, _)| *known == key), value) {
+            (Some((_, all)), Some(value)) if is_list(key) => {
+                all.push('\0');
+                all.push_str(value);
+            }
+            _ => pairs.push((key, pair.to_owned())),
+        }
+    }
+    let pairs: Vec<String> = pairs.into_iter().map(|(_, pair)| pair).collect();
+    pairs.join(",").replace('\0', ",,")
 }
 
 /// Makes values safe for the reader of flags, for which a comma ends a value and `id_` begins the name of an object:
@@ -298,7 +321,7 @@ macro_rules! catalog {
     };
 }
 
-catalog! { rng blk vsock serial i8042 rtc debugcon debugexit pvpanic power }
+catalog! { rng blk net vsock serial i8042 rtc debugcon debugexit pvpanic power }
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Entry> {

@@ -9,6 +9,7 @@ pub mod inlet;
 pub mod ioapic;
 pub mod kinds;
 pub mod line_end;
+pub mod net;
 pub mod outlet;
 pub mod pci;
 pub mod virtio;

@@ -1,5 +1,6 @@
 //! The Linux host: opens files, streams and pseudo-terminals for devices, and says well what it cannot open.
 
+mod network;
 pub mod share;
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base::fail::why_of;
-use base::host::{Access, Host, Keepsakes, Stream, kernel_entropy};
+use base::host::{Access, Host, Keepsakes, Stream, Tap, kernel_entropy};
 use base::{Doing, Fail, Result, Why};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
@@ -92,6 +93,14 @@ impl Host for LinuxHost {
         })?;
         let input = Some(master.try_clone().map_err(doing)?);
         Ok(Stream { input, output: master, terminal: false })
+    }
+
+    fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {
+        network::tap(role, name, queues)
+    }
+
+    fn expect_descriptors(&self, count: u64) {
+        network::expect_descriptors(count);
     }
 
     fn random(&self, data: &mut [u8]) -> io::Result<()> {

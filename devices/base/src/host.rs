@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use crate::fail::{Doing, Result, Why};
+use crate::fail::{Doing, Fail, Result, Why};
+pub use crate::sys::tap::{Tap, offload};
 pub use socket::Listener;
 
 /// How a file is to be opened.
@@ -151,6 +152,20 @@ pub trait Host: Send + Sync {
     /// A way to the Unix sockets of others, for a device that connects to them as long as it lives.
     fn dialer(&self) -> Dialer {
         Arc::new(socket::dial)
+    }
+
+    /// Opens the tap interface called `name`, or makes one that goes with its descriptors.
+    ///
+    /// # Errors
+    /// As the host answers; the remedy names the command that makes a tap for this user.
+    fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {
+        let _ = (name, queues);
+        Err(Fail::new(Why::Unsupported, format!("open a tap for {role}")).because("this host has none"))
+    }
+
+    /// Prepares for `count` more open descriptors, as far as the host's limits go.
+    fn expect_descriptors(&self, count: u64) {
+        let _ = count;
     }
 
     /// A share of the process's error stream.

@@ -70,6 +70,12 @@ impl Context<'_> {
         Ok(())
     }
 
+    /// Whether the other side of the socket that is the cause of this call has said its last word (what it said before
+    /// may still be unread).
+    pub fn ended(&self) -> bool {
+        self.lane.ended
+    }
+
     /// The same context, lent for a shorter time: for work that passes its lane on inside a value of its own.
     pub fn reborrow(&mut self) -> Context<'_> {
         Context { me: self.me, lane: self.lane }
@@ -265,6 +271,8 @@ pub struct Lane {
     deadlines: HashMap<(u32, u32), Instant>,
     obey: Box<dyn FnMut(Effect) + Send>,
     running: bool,
+    /// Of the event being served: the other side has hung up.
+    ended: bool,
 }
 
 impl Lane {
@@ -288,6 +296,7 @@ impl Lane {
             deadlines: HashMap::new(),
             obey: Box::new(obey),
             running: true,
+            ended: false,
         };
         Ok((lane, handle))
     }
@@ -343,7 +352,11 @@ impl Lane {
             if id == BELL {
                 mail = true;
             } else {
+                let flags = event.flags;
+                let over = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+                self.ended = flags.intersects(over);
                 let effect = self.call(id, |work, ctx| work.ready(token, ctx));
+                self.ended = false;
                 self.obey(effect);
             }
         }

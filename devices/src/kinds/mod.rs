@@ -4,6 +4,7 @@ pub mod blk;
 pub mod debugcon;
 pub mod debugexit;
 pub mod i8042;
+pub mod net;
 pub mod power;
 pub mod pvpanic;
 pub mod rng;

@@ -181,7 +181,7 @@ impl Io<'_> {
     pub fn done(&mut self, chain: Chain, written: u32) {
         let ring = self.rings.get_mut(usize::from(chain.queue)).and_then(Option::as_mut);
         if let Some(ring) = ring.filter(|_| chain.epoch == self.epoch)
-            && let Err(fault) = ring.give(self.memory.ram(), chain.head, written)
+            && let Err(fault) = ring.give(self.memory.ram(), &[(chain.head, written)])
         {
             self.broken.get_or_insert(fault);
         }
@@ -190,9 +190,38 @@ impl Io<'_> {
         self.spare.push(buffers);
     }
 
+    /// Gives several chains of one queue back, in this order; the driver sees all of them at once. For what has to be
+    /// understood together, such as a frame in several buffers (section 5.1.6.4).
+    pub fn done_together(&mut self, chains: &mut Vec<(Chain, u32)>) {
+        let Some(queue) = chains.first().map(|(chain, _)| chain.queue) else { return };
+        let here = |chain: &Chain| chain.queue == queue && chain.epoch == self.epoch;
+        let list: Vec<(u16, u32)> =
+            chains.iter().filter(|(chain, _)| here(chain)).map(|(chain, len)| (chain.head, *len)).collect();
+        if let Some(ring) = self.rings.get_mut(usize::from(queue)).and_then(Option::as_mut)
+            && let Err(fault) = ring.give(self.memory.ram(), &list)
+        {
+            self.broken.get_or_insert(fault);
+        }
+        for (chain, _) in chains.drain(..) {
+            let mut buffers = chain.buffers;
+            buffers.clear();
+            self.spare.push(buffers);
+        }
+    }
+
     /// Guest memory, for the spans of a chain.
     pub fn ram(&self) -> &Ram {
         self.memory.ram()
+    }
+
+    /// Guest memory as a whole, for lists of its pieces that the kernel reads or fills.
+    pub fn memory(&self) -> &Memory {
+        self.memory
+    }
+
+    /// Whether the other side of the socket that is the cause of this call has said its last word.
+    pub fn ended(&self) -> bool {
+        self.lane.ended()
     }
 
     /// Tells the driver that the configuration space has changed, once the device returns.

@@ -80,6 +80,8 @@ pub(super) struct Ring {
     drained: bool,
     /// Chains were given back since the driver was last considered for an interrupt.
     pub fresh: bool,
+    /// The used index when the driver was last considered.
+    told: u16,
 }
 
 fn unreachable_ring(_: Error) -> Fault {
@@ -90,7 +92,7 @@ impl Ring {
     pub fn new(setup: &Setup, max: u16, event_idx: bool, ram: &Ram) -> Result<Ring, Fault> {
         let mut queue = setup.queue(max, ram)?;
         queue.set_event_idx(event_idx);
-        Ok(Ring { queue, budget: 0, cut: false, drained: false, fresh: false })
+        Ok(Ring { queue, budget: 0, cut: false, drained: false, fresh: false, told: 0 })
     }
 
     /// Begins a visit of the lane, in which the device gets at most one ring full of chains: a guest that adds chains
@@ -153,10 +155,29 @@ impl Ring {
         Ok(Some(Chain { queue: 0, head, epoch: 0, buffers, readable }))
     }
 
-    /// Gives a chain back; `written` bytes of its writable part hold the answer.
-    pub fn give(&mut self, ram: &Ram, head: u16, written: u32) -> Result<(), Fault> {
+    /// Gives chains back, each with the bytes of its writable part that hold the answer; the driver sees all of them at
+    /// once or none.
+    pub fn give(&mut self, ram: &Ram, chains: &[(u16, u32)]) -> Result<(), Fault> {
+        let Some(((head, written), before)) = chains.split_last() else { return Ok(()) };
         self.fresh = true;
-        self.queue.add_used(ram, head, written).map_err(unreachable_ring)
+        let size = self.queue.size();
+        for (head, _) in chains {
+            if *head >= size {
+                return Err(Fault::new("chain given back names no descriptor", u64::from(*head)));
+            }
+        }
+        let mut next = self.queue.next_used();
+        for (head, written) in before {
+            // Section 2.7.8: behind flags and index, 8 bytes each; the size is a power of two and not zero.
+            let slot = u64::from(next & size.wrapping_sub(1)).wrapping_mul(8).wrapping_add(4);
+            let entry = [u32::from(*head).to_le(), written.to_le()];
+            ram.write_obj(entry, GuestAddress(self.queue.used_ring().wrapping_add(slot)))
+                .map_err(|_| Fault::new("used ring is not in memory", self.queue.used_ring()))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        // The last one moves the index, and with it the driver's view, over all.
+        self.queue.add_used(ram, *head, *written).map_err(unreachable_ring)
     }
 
     /// Tells the driver that it need not ring the doorbell while the device is at work.
@@ -180,8 +201,18 @@ impl Ring {
         if !std::mem::take(&mut self.fresh) {
             return Ok(false);
         }
+        let told = std::mem::replace(&mut self.told, self.queue.next_used());
         if self.queue.event_idx_enabled() {
-            return self.queue.needs_notification(ram).map_err(unreachable_ring);
+            // Section 2.7.10: only if the entry that the driver waits for is among the new ones.
+            fence(Ordering::SeqCst);
+            let place = u64::from(self.queue.size()).wrapping_mul(2).wrapping_add(4);
+            let place = self.queue.avail_ring().wrapping_add(place);
+            let event: u16 = ram
+                .load(GuestAddress(place), Ordering::Relaxed)
+                .map_err(|_| Fault::new("available ring is not in memory", place))?;
+            let new = self.told.wrapping_sub(told);
+            let behind = self.told.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(behind < new);
         }
         // The used index must be visible before the flag is read (section 2.7.7.2), or both sides could miss it.
         fence(Ordering::SeqCst);

@@ -78,6 +78,12 @@ impl Bell {
         *self.edges.lock().unwrap()
     }
 
+    /// Waits until there were more than `seen` edges, or for so long.
+    pub fn wait_at_most(&self, seen: u64, limit: Duration) {
+        let guard = self.edges.lock().unwrap();
+        drop(self.rung.wait_timeout_while(guard, limit, |edges| *edges <= seen).unwrap());
+    }
+
     /// Waits until there were more than `seen` edges.
     pub fn wait(&self, seen: u64) {
         let guard = self.edges.lock().unwrap();

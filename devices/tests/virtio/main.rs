@@ -14,6 +14,7 @@ macro_rules! over {
         mod $module {
             mod blk;
             mod images;
+            mod net;
             mod rng;
             mod transport;
             mod vsock;

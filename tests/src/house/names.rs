@@ -102,7 +102,14 @@ fn scan(source: &Source, tokens: TokenStream, catalogue: &[String], found: &mut 
                 let word = word.to_string();
                 let in_path = before == ":" && text(at.checked_sub(2)) == ":"
                     || text(Some(at + 1)) == ":" && text(Some(at + 2)) == ":";
-                let whole = in_path && (catalogue.contains(&word) || word == "kinds");
+                // `std::net` is no card of ours.
+                let colon = |at: usize, back: usize| text(at.checked_sub(back)) == ":";
+                let mut first = at;
+                while colon(first, 1) && colon(first, 2) && first > 2 {
+                    first -= 3;
+                }
+                let foreign = ["std", "core", "rustix"].contains(&text(Some(first)).as_str());
+                let whole = in_path && !foreign && (catalogue.contains(&word) || word == "kinds");
                 let part = ITEMS.contains(&before.as_str())
                     && words(&word).iter().any(|part| catalogue.contains(part));
                 (whole || part).then_some(word)

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
-use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Stream, socket};
+use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Stream, Tap, offload, socket};
 use crate::fail::{Doing, Fail, Result, Why};
 
 /// Bytes in a file that a test opens without having made it.
@@ -22,6 +23,8 @@ pub struct FakeHost {
     files: Mutex<HashMap<PathBuf, File>>,
     /// The other ends of the streams handed out, so that writes to them do not fail.
     ends: Mutex<Vec<OwnedFd>>,
+    /// The other ends of taps, in the order they were made.
+    taps: Mutex<Vec<OwnedFd>>,
     drawn: Arc<AtomicU64>,
     /// Sockets listened on: the paths, and the names they have instead.
     sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
@@ -68,6 +71,12 @@ impl FakeHost {
     /// None does.
     pub fn dial(&self, path: &Path) -> std::io::Result<OwnedFd> {
         dial(&self.sockets, path)
+    }
+
+    /// The other end of the tap's queue that was handed out first of those not taken yet.
+    pub fn far_end(&self) -> Option<OwnedFd> {
+        let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+        (!taps.is_empty()).then(|| taps.remove(0))
     }
 
     fn stream(&self, role: &str) -> Result<Stream> {
@@ -124,6 +133,19 @@ impl Host for FakeHost {
     fn dialer(&self) -> Dialer {
         let sockets = self.sockets.clone();
         Arc::new(move |path| dial(&sockets, path))
+    }
+
+    fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair = || {
+            let pair = socketpair(AddressFamily::UNIX, SocketType::DGRAM, flags, None);
+            let (near, far) = pair.doing(Why::Host, || format!("make sockets for {role}"))?;
+            self.taps.lock().unwrap_or_else(PoisonError::into_inner).push(far);
+            Ok(near)
+        };
+        let queues = (0..queues).map(|_| pair()).collect::<Result<_>>()?;
+        let offloads = offload::CSUM | offload::TSO4 | offload::TSO6 | offload::ECN | offload::USO;
+        Ok(Tap { name: name.unwrap_or("fake0").to_owned(), queues, mtu: 1500, offloads })
     }
 
     fn stderr(&self) -> std::io::Result<OwnedFd> {

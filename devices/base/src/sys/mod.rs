@@ -7,4 +7,6 @@ pub mod iovec;
 pub mod ram;
 pub mod scratch;
 pub mod signals;
+pub mod socket;
+pub mod tap;
 pub mod uring;

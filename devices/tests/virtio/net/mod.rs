@@ -1,0 +1,6 @@
+//! The network card.
+
+mod guest;
+mod links;
+mod rules;
+mod user;
