@@ -44,7 +44,7 @@ $B sleep 1000
 "#;
 
 /// Pieces of the script, by the word that asks for them.
-const DO: [(&str, &str); 8] = [
+const DO: &[(&str, &str)] = &[
     ("rng", "echo \"rng=$($B cat /sys/class/misc/hw_random/rng_current) $($B head -c 32 /dev/hwrng | $B wc -c)\""),
     (
         "interrupts",
@@ -75,6 +75,30 @@ const DO: [(&str, &str); 8] = [
          $B umount /disk && $B mount -t ext4 /dev/vda /disk && echo again=$($B sha256sum < /disk/written | $B cut -c1-64)
          $B fstrim /disk && echo trimmed=yes
          $B umount /disk && echo unmounted=yes",
+    ),
+    // Files written over and over, removed, cut and written again, each with its sum; all of them looked at after the
+    // file system has been away.
+    (
+        "churn",
+        "$B mount -t ext4 /dev/vda /disk && echo mounted=$($B cat /disk/given); cd /disk
+         for round in 1 2 3; do
+           for n in 1 2 3 4 5 6 7 8; do
+             $B dd if=/dev/urandom of=f$n bs=$((n * 1000)) count=$((round * 40)) conv=notrunc 2>/dev/null
+             $B dd if=/dev/urandom of=f$n bs=4096 count=3 seek=$((n + round)) conv=notrunc,fsync 2>/dev/null
+           done
+           $B rm -f f$round; $B truncate -s 12345 f$((round + 3)); $B sync; $B fstrim /disk && trimmed=yes
+         done
+         $B sha256sum f* >sums; cd /; $B umount /disk
+         $B mount -t ext4 /dev/vda /disk && cd /disk && $B sha256sum -c sums >/dev/null && echo intact=$($B wc -l <sums)
+         echo sums=$($B sha256sum <sums | $B cut -c1-64); echo trimmed=$trimmed; cd /; $B umount /disk && echo unmounted=yes",
+    ),
+    // What is said to be synced has to be there whatever happens now.
+    (
+        "synced",
+        "$B mount -t ext4 /dev/vda /disk
+         $B dd if=/dev/urandom of=/disk/kept bs=64k count=40 conv=fsync 2>/dev/null
+         echo synced=$($B sha256sum </disk/kept | $B cut -c1-64)
+         n=0; while :; do n=$((n + 1)); $B dd if=/dev/urandom of=/disk/more bs=64k count=20 2>/dev/null; done",
     ),
     ("root", "$B mount -t ext4 /dev/vda /disk && $B mount --move /dev /disk/dev && exec $B switch_root /disk /sbin-init"),
     (

@@ -10,10 +10,11 @@ use crate::kernels::{Flavour, Kernel};
 mod boots;
 mod disks;
 mod ends;
+mod images;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [boots::cases(), ends::cases(), disks::cases()].into_iter().flatten().collect()
+    [boots::cases(), ends::cases(), disks::cases(), images::cases()].into_iter().flatten().collect()
 }
 
 /// A kernel and a RAM disk for it. A kernel that cannot be had is a reason to skip.
