@@ -60,10 +60,11 @@ const DO: &[(&str, &str)] = &[
     (
         "reads",
         "up() { $B awk '{print $1 * 1000000}' /proc/uptime; }
-         t=$(up); $B dd if=/dev/vda of=/dev/null bs=4k count=4096 iflag=direct 2>/dev/null
-         echo \"read-4k $((($(up) - t) / 4096)) us\"
-         t=$(up); $B dd if=/dev/vda of=/dev/null bs=1M count=64 iflag=direct 2>/dev/null
-         echo \"read-1m $((($(up) - t) / 64)) us\"",
+         work() { t=$(up); $B dd bs=$3 count=$4 if=$5 of=$6 ${7}flag=direct 2>/dev/null; echo \"$1-$2 $((($(up) - t) / $4)) us\"; }
+         work read 4k 4k 4096 /dev/vda /dev/null i
+         work read 1m 1M 64 /dev/vda /dev/null i
+         work write 4k 4k 2048 /dev/zero /dev/vda o
+         work write 1m 1M 64 /dev/zero /dev/vda o",
     ),
     ("read", "echo ready; read line; echo \"line=$line\""),
     ("flood", "$B seq 1 1500; echo flood=done"),

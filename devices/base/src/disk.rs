@@ -18,6 +18,7 @@ use crate::sys::uring::Uring;
 use image::Kind;
 
 pub use image::{Image, go_direct};
+pub(crate) use job::STEPS;
 pub use job::{Action, Job};
 pub(crate) use layers::Layers;
 

@@ -101,6 +101,31 @@ fn an_overlay_takes_the_writes_and_goes_with_the_machine() {
 }
 
 #[test]
+fn a_disk_in_a_thousand_patches_reads_whole() {
+    for io in BACKENDS {
+        let (host, _) = host();
+        let mut player = Player::of(&host, &format!("path=a.img,overlay=on,io={io}"));
+        for sector in (1..256).step_by(2) {
+            write(&mut player, sector, 0xc3, 1);
+        }
+        // More steps than the lane takes in one go, several times at once.
+        let statuses = [0, 1, 2].map(|n| player.ask(IN, 0, &[(DATA + (n << 17), 128 << 10, true)], false));
+        player.rig.notify(0);
+        for _ in statuses {
+            assert_eq!(player.rig.wait_used(&mut player.queue).1, (128 << 10) + 1, "{io}");
+        }
+        for (n, status) in (0..).zip(statuses) {
+            assert_eq!(player.byte(status), OK, "{io}");
+            let wrong = (0..256u64).find(|sector| {
+                let old = u8::try_from(sector / 128 + 1).unwrap();
+                player.byte(DATA + (n << 17) + sector * 512 + 511) != if sector % 2 == 1 { 0xc3 } else { old }
+            });
+            assert_eq!(wrong, None, "{io}: this sector is wrong");
+        }
+    }
+}
+
+#[test]
 fn a_reset_does_not_lose_an_overlay() {
     let (host, _) = host();
     let mut player = Player::of(&host, "path=a.img,overlay=on");

@@ -10,6 +10,9 @@ use super::Layers;
 use crate::memory::Memory;
 use crate::sys::iovec::Iovecs;
 
+/// Steps that a job may take on the lane of its device. A guest can make jobs of tens of thousands.
+pub const STEPS: usize = 32;
+
 /// What to do to a range of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -84,12 +87,20 @@ impl Job {
         }
     }
 
-    /// Reads what the page cache holds. The job comes back if that was not all.
-    pub(super) fn try_read(mut self, layers: &Layers) -> Result<io::Result<()>, Job> {
-        while self.action == Action::Read {
+    /// Does what needs no waiting: all of it if `prompt`, or else a read of what the page cache holds. The job comes back
+    /// if that was not all, or is more than a few steps: an overlay that was written to in patches has a step for each.
+    pub(super) fn try_run(mut self, layers: &Layers, prompt: bool) -> Result<io::Result<()>, Job> {
+        for _ in 0..STEPS {
             let file = layers.prepare(&mut self);
-            let Ok(moved @ 1..) = self.iovecs.read_at(file, self.offset, libc::RWF_NOWAIT) else { break };
-            if let Some(end) = self.advance(Ok(moved), layers) {
+            let answer = match self.action {
+                _ if prompt => self.step(file),
+                Action::Read => match self.iovecs.read_at(file, self.offset, libc::RWF_NOWAIT) {
+                    Ok(moved @ 1..) => Ok(moved),
+                    _ => break,
+                },
+                _ => break,
+            };
+            if let Some(end) = self.advance(answer, layers) {
                 return Ok(end);
             }
         }

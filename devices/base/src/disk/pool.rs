@@ -88,8 +88,7 @@ impl Pool {
     /// it has to, maybe with a part left to do.
     fn at_once(&self, job: Job) -> Result<io::Result<()>, Job> {
         match &self.shared.image.0 {
-            Kind::Flat(layers) if self.prompt => Ok(job.run(layers)),
-            Kind::Flat(layers) => job.try_read(layers),
+            Kind::Flat(layers) => job.try_run(layers, self.prompt),
             Kind::Qcow2(_) => Err(job),
         }
     }
