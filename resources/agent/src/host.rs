@@ -45,6 +45,23 @@ pub fn run() -> io::Result<()> {
     Ok(())
 }
 
+/// Where the kernel says which clock it uses.
+const CLOCK: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+
+/// Waits until the kernel has measured the frequency of its time stamp counter for good, which it says by going over
+/// to it; that takes some two seconds from its start.
+///
+/// The first measurement may be wrong by more than KVM tolerates. A KVM that was loaded before the second takes its
+/// guests for ones that want another frequency than the processor's, which AMD-V cannot do here: it then takes their
+/// counters to stand at zero, and their timers fire late by as long as this host is up (`kvm_set_tsc_khz`).
+pub fn await_clock() -> io::Result<()> {
+    let start = Instant::now();
+    while fs::read_to_string(CLOCK)?.trim_end() == "tsc-early" && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 /// A VM that is never run, kept open for as long as this host lives.
 ///
 /// KVM patches the kernel's code whenever the number of VMs, or of local APICs that are switched off, leaves or reaches

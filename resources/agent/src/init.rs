@@ -46,7 +46,13 @@ pub fn run() -> io::Result<()> {
         mount_at(kind, kind, place, "")?;
     }
     let orders = Orders::parse(&fs::read_to_string("/proc/cmdline")?);
-    load_modules()?;
+    // KVM keeps what it finds the clock to be when it is loaded.
+    let (kvm, others): (Vec<_>, Vec<_>) = modules()?.into_iter().partition(|name| name.contains("kvm"));
+    load(&others);
+    if orders.host {
+        host::await_clock()?;
+    }
+    load(&kvm);
     if orders.host {
         host::run()?;
         return end("poweroff", "");
@@ -71,13 +77,16 @@ pub fn mount_at(kind: &str, source: &str, place: &str, options: &str) -> io::Res
         .map_err(doing)
 }
 
-/// Loads the modules that `/modules/order` lists, a file name per line.
-fn load_modules() -> io::Result<()> {
-    let order = match fs::read_to_string("/modules/order") {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        result => result?,
-    };
-    for name in order.lines() {
+/// File names of the modules to be loaded, in order: those that `/modules/order` lists, one a line.
+fn modules() -> io::Result<Vec<String>> {
+    match fs::read_to_string("/modules/order") {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        result => Ok(result?.lines().map(str::to_owned).collect()),
+    }
+}
+
+fn load(modules: &[String]) {
+    for name in modules {
         let loaded = File::open(format!("/modules/{name}"))
             .and_then(|file| Ok(rustix::system::finit_module(file, c"", 0)?));
         if let Err(error) = loaded {
@@ -85,7 +94,6 @@ fn load_modules() -> io::Result<()> {
             eprintln!("load module {name}: {error}");
         }
     }
-    Ok(())
 }
 
 /// Ends the guest in the way that is called `how`.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use base::bus::Effect;
 use base::lane::{Context, Interest, Lane, LaneHandle, Work};
-use base::sys::signals;
+use base::sys::{program, signals};
 use base::{Doing, Fail, Result, Why};
 
 use super::board::{Board, Leave};
@@ -150,6 +150,11 @@ impl Control {
     pub fn glean(&self, board: Arc<Board>) {
         self.reports.lane.adopt(Gleaner { board, seen: 0, pause: SHORTEST });
     }
+
+    /// Has the memory that only the start needed given back, if the run lasts.
+    pub fn settle(&self) {
+        self.reports.lane.adopt(Settler);
+    }
 }
 
 impl Work for Gleaner {
@@ -165,6 +170,23 @@ impl Work for Gleaner {
         self.seen = seen;
         ctx.arm(DEADLINE, self.pause);
         effect
+    }
+}
+
+/// Gives back what the start needed, once the run has shown that it is no short one.
+struct Settler;
+
+const SETTLED: Duration = Duration::from_millis(250);
+
+impl Work for Settler {
+    fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
+        ctx.arm(DEADLINE, SETTLED);
+        Effect::None
+    }
+
+    fn ready(&mut self, _: u32, _: &mut Context<'_>) -> Effect {
+        program::give_back();
+        Effect::None
     }
 }
 

@@ -123,6 +123,7 @@ impl Machine {
         }
         let board = Arc::new(board);
         control.glean(board.clone());
+        control.settle();
         Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane }))
     }
 
