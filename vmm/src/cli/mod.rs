@@ -21,6 +21,7 @@ use crate::outcome::code;
 /// Carries out the command line of this process.
 pub fn main() -> ExitCode {
     crate::outcome::process_start();
+    base::sys::program::share_heap();
     let words: Vec<OsString> = std::env::args_os().collect();
     // KVM takes a while to answer; the command line can be read meanwhile.
     let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());

@@ -1,4 +1,4 @@
-//! The program's own memory: what only its start needed is given back.
+//! The program's own memory: one heap, and what only its start needed is given back.
 
 use std::ffi::{c_int, c_void};
 use std::slice;
@@ -14,6 +14,13 @@ pub fn give_back() {
     unsafe { libc::malloc_trim(0) };
     // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and uses no data.
     unsafe { libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut()) };
+}
+
+/// Has all threads share one heap: another for each would cost four system calls and some pages, and who allocates here
+/// does so seldom.
+pub fn share_heap() {
+    // SAFETY: it sets a number of the allocator; a refusal changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// Called for the first object of the process, which is the program.
