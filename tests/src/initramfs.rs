@@ -48,14 +48,21 @@ const DO: &[(&str, &str)] = &[
     ("rng", "echo \"rng=$($B cat /sys/class/misc/hw_random/rng_current) $($B head -c 32 /dev/hwrng | $B wc -c)\""),
     (
         "interrupts",
-        "for d in /sys/bus/virtio/devices/*; do
-           $B head -c 32 /dev/hwrng >/dev/null
-           for m in $($B readlink -f $d/..)/msi_irqs/*; do [ -e $m ] && n=$((n + 1)); done
+        "$B head -c 32 /dev/hwrng >/dev/null
+         echo vectors=$($B ls /sys/bus/pci/devices/*/msi_irqs 2>/dev/null | $B grep -c '^[0-9]')
+         echo handled=$($B awk '/virtio/ {n += $2 + $3} END {print (n > 0) ? \"yes\" : \"no\"}' /proc/interrupts)",
+    ),
+    (
+        "rebind",
+        "cd /sys/bus/pci
+         for d in devices/*; do [ -e $d/driver ] || continue
+           d=$($B basename $d)
+           for n in 1 2 3 4 5; do echo $d >drivers/virtio-pci/unbind; echo $d >drivers/virtio-pci/bind; done
+           echo 1 >devices/$d/remove
          done
-         echo \"vectors=${n:-0}\"
-         for d in /sys/bus/pci/devices/*; do echo \"pci $($B basename $d) $($B cat $d/vendor $d/device $d/irq $d/resource | $B head -n 4 | $B tr '\\n' ' ')\"; done
-         echo \"handled=$($B awk '/virtio/ {n += $2} END {print (n > 0) ? \"yes\" : \"no\"}' /proc/interrupts)\"
-         $B cat /proc/interrupts | $B grep virtio",
+         echo removed=$($B ls /sys/bus/virtio/devices | $B wc -l); echo 1 >rescan
+         echo found=$($B ls /sys/bus/virtio/devices | $B wc -l) $($B head -c 32 /dev/hwrng | $B wc -c)
+         $B dd if=/dev/vda bs=4k count=1 2>/dev/null | $B sha256sum | $B sed 's/ .*//; s/^/sum=/'; cd /",
     ),
     (
         "reads",

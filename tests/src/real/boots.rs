@@ -75,7 +75,7 @@ fn clock(output: &Output) -> Verdict {
 }
 
 /// Nothing in the log that a kernel says when something is wrong with its machine.
-fn healthy(output: &Output) -> Verdict {
+pub(super) fn healthy(output: &Output) -> Verdict {
     let bad =
         ["BUG:", "WARNING:", "Call Trace", "ACPI Error", "ACPI BIOS Error", "Hardware Error", "nobody cared"];
     // QEMU's emulated processor tells nested guests of an XSAVE area that does not add up: a guest of QEMU's own on the

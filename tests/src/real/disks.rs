@@ -5,7 +5,10 @@ use crate::harness::{Case, Verdict};
 use crate::kernels::Flavour;
 
 pub fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = Flavour::ALL.into_iter().map(file_system).collect();
+    let mut cases: Vec<Case> = ["mmio", "pci"]
+        .iter()
+        .flat_map(|way| Flavour::ALL.map(|flavour| file_system(flavour, way)))
+        .collect();
     cases.push(Case::new("real::disks::ext4_with_4_cpus", |room| ext4(room, Flavour::Cloud, "--cpus 4")));
     cases.push(Case::new("real::disks::two_disks_one_read_only", |room| {
         let (kernel, initrd) = stock(Flavour::Cloud)?;
@@ -23,8 +26,10 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-fn file_system(flavour: Flavour) -> Case {
-    Case::new(format!("real::disks::ext4_{}", flavour.name()), move |room| ext4(room, flavour, ""))
+fn file_system(flavour: Flavour, transport: &'static str) -> Case {
+    Case::new(format!("real::disks::ext4_{}_{transport}", flavour.name()), move |room| {
+        ext4(room, flavour, &format!("--transport {transport}"))
+    })
 }
 
 fn ext4(room: &mut crate::harness::Room<'_>, flavour: Flavour, arguments: &str) -> Verdict {

@@ -11,10 +11,14 @@ mod boots;
 mod disks;
 mod ends;
 mod images;
+mod pci;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [boots::cases(), ends::cases(), disks::cases(), images::cases()].into_iter().flatten().collect()
+    [boots::cases(), ends::cases(), disks::cases(), images::cases(), pci::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A kernel and a RAM disk for it. A kernel that cannot be had is a reason to skip.
