@@ -61,6 +61,12 @@ pub trait Kind: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// The name that Linux has for it as a console, if what is printed there is to be seen: `ttyS0`.
+    fn terminal(spec: &Self::Spec) -> Option<&'static str> {
+        let _ = spec;
+        None
+    }
+
     /// Builds it.
     ///
     /// # Errors
@@ -80,10 +86,15 @@ pub struct Kit<'a> {
     pub memory: &'a Memory,
     /// Interrupt lines by GSI number.
     pub lines: &'a dyn Fn(u32) -> SharedLine,
+    /// Told what the guest prints on a console that is no chip's: a kernel's last words may be among it.
+    pub overhear: Overhear,
     /// The lane on which slow or waiting work of chips lives (standard input). Virtio devices get their own
     /// from the transport.
     pub lane: &'a LaneHandle,
 }
+
+/// Listens to a console.
+pub type Overhear = Arc<dyn Fn(&[u8]) + Send + Sync>;
 
 /// What [`Kind::build`] gives.
 pub enum Body {
@@ -178,6 +189,8 @@ pub trait Entry: Sync {
     /// # Errors
     /// As [`Kind::claim`].
     fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>>;
+    /// See [`Kind::terminal`]; `None` also for a spec that is none.
+    fn terminal(&self, spec: &Value) -> Option<&'static str>;
     /// Builds one.
     ///
     /// # Errors
@@ -247,6 +260,9 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         K::claim(&Self::typed(spec)?, name, host)
+    }
+    fn terminal(&self, spec: &Value) -> Option<&'static str> {
+        K::terminal(&Self::typed(spec).ok()?)
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         K::build(&Self::typed(spec)?, kit)
@@ -321,7 +337,7 @@ macro_rules! catalog {
     };
 }
 
-catalog! { rng blk net vsock serial i8042 rtc debugcon debugexit pvpanic power }
+catalog! { rng blk net vsock serial console i8042 rtc debugcon debugexit pvpanic power }
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Entry> {

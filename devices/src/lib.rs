@@ -5,6 +5,7 @@
 
 pub mod amount;
 pub mod catalog;
+pub mod escape;
 pub mod inlet;
 pub mod ioapic;
 pub mod kinds;

@@ -6,7 +6,6 @@ mod driver;
 use std::sync::atomic::Ordering;
 
 use base::bus::Registers;
-use base::host::fake::FakeHost;
 use base::memory::Memory;
 use devices::catalog::{self, Body, CATALOG, Entry, Presence};
 use devices::virtio::Device;
@@ -48,7 +47,9 @@ impl Dice {
 }
 
 fn build_on(entry: &dyn Entry, memory: &Memory) -> Body {
-    build(entry.name(), entry.example(), &FakeHost::default(), memory).unwrap_or_else(|fail| panic!("{fail}"))
+    // It outlives the device, which may hold one end of its pipes.
+    let host = Box::leak(Box::default());
+    build(entry.name(), entry.example(), host, memory).unwrap_or_else(|fail| panic!("{fail}"))
 }
 
 /// The virtio devices among them, each behind a transport.

@@ -2,7 +2,7 @@
 //! line says.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::kernels::{Kernel, file_name};
 
@@ -145,6 +145,46 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<(), String> {
     }
     archive.add("TRAILER!!!", 0, (0, 0), b"");
     fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
+}
+
+/// Writes a RAM disk to `path` that adds to the one of [`write`] what some cases need: a script for the word `word`
+/// behind `test.do=`, which finds the modules `modules` loaded and the programs of this crate in `/bin`.
+///
+/// # Errors
+/// A module or a program is missing, or the host refuses.
+pub fn write_more(
+    kernel: &Kernel,
+    path: &Path,
+    word: &str,
+    script: &str,
+    modules: &[&str],
+    programs: &[&str],
+) -> Result<(), String> {
+    let read = |path: &Path| fs::read(path).map_err(|cause| format!("read {}: {cause}", path.display()));
+    let mut archive = Archive::default();
+    let mut load = String::new();
+    for module in kernel.modules(modules)? {
+        let name = file_name(&module);
+        archive.add(&format!("modules/{name}"), 0o100_644, (0, 0), &read(&module)?);
+        // It may be there already.
+        load.push_str(&format!("$B insmod /modules/{name} 2>/dev/null\n"));
+    }
+    for program in programs {
+        archive.add(&format!("bin/{program}"), 0o100_755, (0, 0), &read(&program_path(program)?)?);
+    }
+    archive.add(&format!("do/{word}"), 0o100_644, (0, 0), format!("{load}{script}").as_bytes());
+    archive.add("TRAILER!!!", 0, (0, 0), b"");
+    fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
+}
+
+/// Where cargo has put a program of this crate: beside this one, or one directory above where this one is a test.
+///
+/// # Errors
+/// It is not there.
+pub fn program_path(name: &str) -> Result<PathBuf, String> {
+    let me = std::env::current_exe().map_err(|cause| format!("find this program: {cause}"))?;
+    let places = me.ancestors().skip(1).take(2).map(|place| place.join(name));
+    places.into_iter().find(|path| path.exists()).ok_or_else(|| format!("find the program {name}"))
 }
 
 /// A cpio archive of the `newc` form (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).

@@ -13,11 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use base::fail::why_of;
-use base::host::{Access, Host, Keepsakes, Stream, Tap, kernel_entropy};
+use base::host::{Access, Host, Keepsakes, Screen, Stream, Tap, kernel_entropy};
+use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
 use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
-use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use rustix::stdio::stdout;
+use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::log;
 use crate::terminal::{self, Raw};
@@ -77,6 +79,14 @@ impl Host for LinuxHost {
         })?;
         let (input, terminal) = self.input();
         Ok(Stream { input, output, terminal })
+    }
+
+    fn screen(&self) -> Option<Screen> {
+        let size = || tcgetwinsize(stdout()).ok().map(|size| (size.ws_col, size.ws_row));
+        size()?;
+        // A host that has no descriptor for it has no screen: its size is a convenience.
+        let changed = signals::divert(&[libc::SIGWINCH]).ok()?;
+        Some(Screen { size: Box::new(size), changed })
     }
 
     fn pty(&self, role: &str) -> Result<Stream> {

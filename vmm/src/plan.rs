@@ -137,11 +137,13 @@ impl Cmdline {
         old.push_str(text);
     }
 
-    /// The text for the kernel of a machine with a PCI bus, or without.
-    pub fn text(&self, pci: bool) -> String {
+    /// The text for the kernel of a machine with a PCI bus, or without, whose console to be seen is `terminal`.
+    pub fn text(&self, pci: bool, terminal: Option<&str>) -> String {
         match self {
             Cmdline::Extend(text) => {
-                let words = [DEFAULT_CMDLINE, if pci { "" } else { NO_PCI }, text];
+                let more = terminal.map(|name| format!("console={name}"));
+                let more = more.filter(|word| !DEFAULT_CMDLINE.contains(word.as_str())).unwrap_or_default();
+                let words = [DEFAULT_CMDLINE, if pci { "" } else { NO_PCI }, &more, text];
                 words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
             }
             Cmdline::Only(text) => text.clone(),
@@ -280,6 +282,11 @@ impl Plan {
         Ok(self)
     }
 
+    /// The first console to be seen, as Linux calls it: /dev/console. On the serial port a panic is heard all the same.
+    pub fn terminal(&self) -> Option<&'static str> {
+        self.devices.iter().find_map(|device| catalog::find(&device.kind)?.terminal(&device.spec))
+    }
+
     fn check(&self) -> Result<()> {
         let usage = |doing: String, cause: String| Err(Fail::new(Why::Usage, doing).because(cause));
         if self.kernel.as_os_str().is_empty() {
@@ -311,7 +318,7 @@ impl Plan {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
         }
-        let cmdline = self.cmdline.text(self.transport == Transport::Pci);
+        let cmdline = self.cmdline.text(self.transport == Transport::Pci, self.terminal());
         let most = arch::layout::CMDLINE_MAX - 1;
         if cmdline.len() > most {
             let cause = format!("it has {} bytes and the kernel takes {most}", cmdline.len());
@@ -446,15 +453,13 @@ mod tests {
     #[test]
     fn the_command_line_extends_or_replaces() {
         let mut line = Cmdline::default();
-        assert_eq!(
-            (line.text(true).as_str(), line.text(false)),
-            (DEFAULT_CMDLINE, format!("{DEFAULT_CMDLINE} pci=off"))
-        );
-        line.push("quiet");
-        line.push("init=/x");
-        assert_eq!(line.text(true), format!("{DEFAULT_CMDLINE} quiet init=/x"));
+        assert_eq!(line.text(true, None), DEFAULT_CMDLINE);
+        assert_eq!(line.text(false, Some("ttyS0")), format!("{DEFAULT_CMDLINE} pci=off"));
+        assert_eq!(line.text(true, Some("hvc0")), format!("{DEFAULT_CMDLINE} console=hvc0"));
+        ["quiet", "init=/x"].iter().for_each(|word| line.push(word));
+        assert_eq!(line.text(true, None), format!("{DEFAULT_CMDLINE} quiet init=/x"));
         let plan = plan(r#"{"kernel": "k", "cmdline": {"only": "a"}}"#).unwrap();
-        assert_eq!(plan.cmdline.text(false), "a");
+        assert_eq!(plan.cmdline.text(false, Some("ttyS0")), "a");
     }
 
     #[test]

@@ -42,6 +42,14 @@ pub struct Stream {
     pub terminal: bool,
 }
 
+/// The operator's terminal as something to draw on.
+pub struct Screen {
+    /// Its columns and rows now, where it tells.
+    pub size: Box<dyn Fn() -> Option<(u16, u16)> + Send>,
+    /// Can be read after each change.
+    pub changed: OwnedFd,
+}
+
 /// Fills a buffer with random bytes, or says that the host has none to give.
 pub type Entropy = Arc<dyn Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync>;
 
@@ -134,6 +142,11 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// Another device has them already.
     fn stdio(&self, role: &str) -> Result<Stream>;
+
+    /// The operator's terminal, if there is one: how large it is.
+    fn screen(&self) -> Option<Screen> {
+        None
+    }
 
     /// A new pseudo-terminal; tells the operator its name.
     ///

@@ -1,6 +1,7 @@
 //! One file for each device.
 
 pub mod blk;
+pub mod console;
 pub mod debugcon;
 pub mod debugexit;
 pub mod i8042;

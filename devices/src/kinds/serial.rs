@@ -5,7 +5,6 @@
 //! the host only when the guest has read all that was taken before, a few FIFOs at a time. When the reader of the output goes away (`| head`), the run ends
 //! as if the operator had asked for it, as other tools do.
 
-mod escape;
 mod pump;
 mod uart;
 
@@ -64,6 +63,10 @@ impl Kind for This {
 
     fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         Ok(spec.claim(name, host)?.into_iter().collect())
+    }
+
+    fn terminal(spec: &LineEnd<To>) -> Option<&'static str> {
+        (!matches!(spec.to, Some(To::None))).then_some("ttyS0")
     }
 
     fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {

@@ -66,6 +66,7 @@ impl Fixture {
             clock: self.clock.clone(),
             memory: &self.memory,
             lines: &move |_| line.clone() as SharedLine,
+            overhear: Arc::new(|_| ()),
             lane: &self.handle,
         };
         entry.build(&entry.parse(text)?, &kit)

@@ -160,6 +160,7 @@ pub struct Io<'a> {
     memory: &'a Memory,
     broken: &'a mut Option<Fault>,
     changed: &'a mut bool,
+    asked: &'a mut Effect,
     lane: Context<'a>,
 }
 
@@ -229,6 +230,13 @@ impl Io<'_> {
         *self.changed = true;
     }
 
+    /// Asks something of the machine, once the device returns. The first wish counts.
+    pub fn ask(&mut self, effect: Effect) {
+        if *self.asked == Effect::None {
+            *self.asked = effect;
+        }
+    }
+
     /// Calls [`Device::ready`] with `token` whenever `fd` is ready, until [`Io::unwatch`].
     ///
     /// # Errors
@@ -266,6 +274,8 @@ pub struct Engine {
     wanted: Vec<u16>,
     epoch: u32,
     running: bool,
+    /// What the device has asked of the machine.
+    asked: Effect,
 }
 
 impl Engine {
@@ -285,6 +295,7 @@ impl Engine {
             wanted: Vec::new(),
             epoch: 0,
             running: false,
+            asked: Effect::None,
         }
     }
 
@@ -366,12 +377,19 @@ impl Engine {
             memory: &self.memory,
             broken: &mut broken,
             changed: &mut changed,
+            asked: &mut self.asked,
             lane: ctx.reborrow(),
         };
         let answer = f(self.device.as_mut(), &mut io);
         if changed {
             self.shared.publish(self.device.config());
             self.shared.changed();
+        }
+        if self.asked != Effect::None
+            && let Some(doorbell) = self.doorbells.first()
+        {
+            // The lane obeys what it is answered, and not every call of a device comes from there.
+            doorbell.ring();
         }
         match answer.err().or(broken) {
             Some(fault) => {
@@ -461,7 +479,7 @@ impl Work for Engine {
 
     fn ready(&mut self, token: u32, ctx: &mut Context<'_>) -> Effect {
         if !self.running {
-            return Effect::None;
+            return std::mem::take(&mut self.asked);
         }
         self.visit(ctx, |engine, ctx| match u16::try_from(token) {
             Ok(queue) => engine.kick(queue, ctx),
@@ -471,6 +489,6 @@ impl Work for Engine {
                 engine.call(ctx, |device, io| device.ready(token, io))
             }
         });
-        Effect::None
+        std::mem::take(&mut self.asked)
     }
 }

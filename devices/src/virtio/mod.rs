@@ -21,6 +21,7 @@ use std::sync::Arc;
 use base::meter::Counter;
 use base::{Fault, Result};
 
+use crate::catalog::Finish;
 pub use chain::{Buffer, Chain, Span};
 pub use engine::Io;
 
@@ -103,6 +104,12 @@ pub trait Device: Send {
     /// drops its chains, and stops watching descriptors.
     fn stop(&mut self, io: &mut Io<'_>) {
         let _ = io;
+    }
+
+    /// To be called once when the guest has ended and the device is gone: hands over to the host what the guest has
+    /// written. Asked for before the device first starts.
+    fn last_duty(&mut self) -> Option<Finish> {
+        None
     }
 
     /// The device's own counters.

@@ -2,9 +2,11 @@
 //! guest memory.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use base::bus::Effect;
 use base::clock::{Clock, HostClock};
 use base::host::fake::FakeHost;
 use base::irq::{FakeLine, Line, SharedLine};
@@ -99,6 +101,7 @@ pub struct Over<V: Via> {
     pub via: V,
     pub bell: Arc<Bell>,
     lane: LaneHandle,
+    effects: Receiver<Effect>,
 }
 
 /// Builds what `text` asks of `kind`, on a made-up host.
@@ -116,7 +119,8 @@ pub fn build_at(
 ) -> base::Result<Body> {
     let (_lane, lane) = Lane::new(|_| ()).unwrap();
     let line = |_| Arc::new(FakeLine::default()) as SharedLine;
-    let kit = Kit { name: "test0", host, clock, memory, lines: &line, lane: &lane };
+    let kit =
+        Kit { name: "test0", host, clock, memory, lines: &line, overhear: Arc::new(|_| ()), lane: &lane };
     let entry = catalog::find(kind).unwrap();
     entry.build(&entry.parse(text)?, &kit)
 }
@@ -133,10 +137,11 @@ impl<V: Via> Over<V> {
     }
 
     pub fn new(device: Box<dyn Device>, memory: Memory) -> Self {
-        let lane = Lane::spawn("test", |effect| panic!("unexpected {effect:?}")).unwrap();
+        let (heard, effects) = channel();
+        let lane = Lane::spawn("test", move |effect| heard.send(effect).unwrap_or_default()).unwrap();
         let bell = Arc::new(Bell::default());
         let via = V::attach(device, &memory, bell.clone(), &lane);
-        Over { memory, via, bell, lane }
+        Over { memory, via, bell, lane, effects }
     }
 
     pub fn ram(&self) -> &Ram {
@@ -239,6 +244,11 @@ impl<V: Via> Over<V> {
         }
     }
 
+    /// Waits for what the device asks of the machine.
+    pub fn effect(&self) -> Effect {
+        self.effects.recv_timeout(Duration::from_secs(20)).expect("the device asks for something")
+    }
+
     pub fn meter(&self, name: &str) -> u64 {
         let meters = self.via.meters();
         let (_, counter) = meters.iter().find(|(known, _)| *known == name).unwrap();
@@ -250,6 +260,9 @@ impl<V: Via> Drop for Over<V> {
     fn drop(&mut self) {
         let orderly = self.lane.stop();
         assert!(orderly || std::thread::panicking(), "the lane has panicked");
+        if let (Ok(effect), false) = (self.effects.try_recv(), std::thread::panicking()) {
+            panic!("unexpected {effect:?}");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ macro_rules! over {
         #[path = "."]
         mod $module {
             mod blk;
+            mod console;
             mod images;
             mod net;
             mod rng;

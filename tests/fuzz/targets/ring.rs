@@ -47,6 +47,7 @@ fn device(world: &World, choice: u8) -> Option<Box<dyn Device>> {
         clock: Arc::new(HostClock::default()),
         memory: &world.memory,
         lines: &line,
+        overhear: Arc::new(|_| ()),
         lane: &world.lane,
     };
     let spec = entry.parse(entry.example()).ok()?;

@@ -8,17 +8,27 @@ use crate::initramfs;
 use crate::kernels::{Flavour, Kernel};
 
 mod boots;
+mod consoles;
 mod disks;
 mod ends;
 mod images;
 mod pci;
+mod sockets;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [boots::cases(), ends::cases(), disks::cases(), images::cases(), pci::cases()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        boots::cases(),
+        ends::cases(),
+        disks::cases(),
+        images::cases(),
+        pci::cases(),
+        sockets::cases(),
+        consoles::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// A kernel and a RAM disk for it. A kernel that cannot be had is a reason to skip.

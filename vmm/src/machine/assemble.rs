@@ -1,6 +1,6 @@
 //! Assembly: from a plan to a board with all chips on it, in one loop over the devices.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use arch::layout;
 use base::clock::Clock;
@@ -10,7 +10,7 @@ use base::lane::{Lane, LaneHandle};
 use base::memory::Memory;
 use base::node::{HostBridge, Node};
 use base::{Doing, Fail, Result, Why};
-use devices::catalog::{self, Body, Chip, Finish, Kit, Space, Window};
+use devices::catalog::{self, Body, Chip, Finish, Kit, Overhear, Space, Window};
 use devices::ioapic::IoApic;
 use devices::virtio::Device;
 
@@ -66,6 +66,9 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
         made: Assembled { board, nodes: Vec::new(), bridge: None, pins: 0, finishes: Vec::new(), lane: None },
         room: Room::new(site.transport, line),
     };
+    let overheard = work.made.board.overheard.clone();
+    let overhear: Overhear =
+        Arc::new(move |bytes| overheard.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes));
     for device in &plan.devices {
         let entry = catalog::find(&device.kind).ok_or_else(|| {
             Fail::new(Why::Usage, format!("build {}", device.name))
@@ -77,6 +80,7 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
             clock: site.clock.clone(),
             memory: site.memory,
             lines: &line,
+            overhear: overhear.clone(),
             lane: &site.reports.lane,
         };
         match entry.build(&device.spec, &kit)? {
@@ -115,6 +119,8 @@ impl Work<'_> {
     }
 
     fn place_virtio(&mut self, name: &str, device: Box<dyn Device>, lines: &Lines) -> Result<()> {
+        let mut device = device;
+        self.made.finishes.extend(device.last_duty());
         let lane = &self.lane()?;
         let line = &|gsi| lines.line(gsi);
         let parts = Parts { name, device, memory: self.site.memory, lane, line, gsis: lines.pins_max() };

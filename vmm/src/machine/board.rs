@@ -30,6 +30,8 @@ pub struct Board {
     pub consoles: Vec<u64>,
     /// What the console has said about the kernel's health.
     pub watch: Mutex<Watch>,
+    /// The same of consoles that are no chip's.
+    pub overheard: Arc<Mutex<Watch>>,
     /// Exits so far, by [`Kind`].
     pub exits: [Counter; Kind::NAMES.len()],
     /// Writes that came late.
@@ -65,6 +67,7 @@ impl Board {
             movable: Vec::new(),
             consoles: Vec::new(),
             watch: Mutex::default(),
+            overheard: Arc::default(),
             exits: Default::default(),
             late: Counter::default(),
             over: AtomicBool::new(false),

@@ -115,6 +115,7 @@ mod tests {
             clock: Arc::new(base::clock::HostClock::default()),
             memory: &memory,
             lines: &|_| Arc::new(FakeLine::default()),
+            overhear: Arc::new(|_| ()),
             lane: &lane,
         };
         let Body::Virtio(device) = entry.build(&entry.parse("enabled=on").unwrap(), &kit).unwrap() else {

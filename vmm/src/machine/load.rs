@@ -20,7 +20,7 @@ const RTC: &str = "PNP0B00";
 /// As `boot::place`.
 pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> Result<Start> {
     let initrd = plan.initrd.iter().map(part).collect::<Result<Vec<_>>>()?;
-    let cmdline = plan.cmdline.text(made.bridge.is_some());
+    let cmdline = plan.cmdline.text(made.bridge.is_some(), plan.terminal());
     let start = boot::place(
         &boot::Plan {
             kernel,

@@ -131,14 +131,15 @@ impl Machine {
         let first_instruction = started.elapsed();
         let end = self.live(scout);
         let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
-            end: end.explained_by(&watch),
+            end: end.explained_by(&watch).explained_by(&overheard),
             accel: plan.accel,
             cpus: plan.cpus,
             times: Times { first_instruction: Some(first_instruction), end: started.elapsed() },
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
-            mid_line: watch.mid_line(),
+            mid_line: watch.mid_line() || overheard.mid_line(),
         }
     }
 

@@ -58,8 +58,8 @@ impl Scout {
         let (tell_hypervisor, hypervisor) = channel();
         let (tell_cpuid, cpuid) = channel();
         let explore = move || {
-            // Control takes these signals; this thread began before it did.
-            let _ = signals::block(&ENDING);
+            // Control takes these signals; this thread began before it did. The last one is a terminal's, for a device.
+            let _ = signals::block(&[&ENDING[..], &[libc::SIGWINCH]].concat());
             let found = Hypervisor::open(Path::new(KVM)).map(Arc::new);
             let known = found.as_ref().ok().cloned();
             // A run that ends before it wants to know hears nothing: that is no failure.

@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
-use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Stream, Tap, offload, socket};
+use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, socket};
 use crate::fail::{Doing, Fail, Result, Why};
 
 /// Bytes in a file that a test opens without having made it.
@@ -29,6 +29,8 @@ pub struct FakeHost {
     /// Sockets listened on: the paths, and the names they have instead.
     sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
     keepsakes: Option<Keepsakes>,
+    /// Standard input is a terminal of this size.
+    terminal: Option<Arc<Mutex<(u16, u16)>>>,
 }
 
 type Names = Mutex<HashMap<PathBuf, String>>;
@@ -43,6 +45,36 @@ impl FakeHost {
     /// A host for a machine that lives more than once.
     pub fn for_lives() -> FakeHost {
         FakeHost { keepsakes: Some(Keepsakes::default()), ..FakeHost::default() }
+    }
+
+    /// A host whose standard input is a terminal of so many columns and rows.
+    pub fn with_terminal(columns: u16, rows: u16) -> FakeHost {
+        FakeHost { terminal: Some(Arc::new(Mutex::new((columns, rows)))), ..FakeHost::default() }
+    }
+
+    /// Changes the size of the terminal.
+    ///
+    /// # Errors
+    /// Nobody looks at it.
+    pub fn resize(&self, columns: u16, rows: u16) -> std::io::Result<()> {
+        let terminal = self.terminal.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
+        *terminal.lock().unwrap_or_else(PoisonError::into_inner) = (columns, rows);
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = ends.last().ok_or(std::io::ErrorKind::NotFound)?;
+        rustix::io::write(changed, b"!")?;
+        Ok(())
+    }
+
+    /// The other ends of the first stream handed out: where to write its input, and where to read its output.
+    ///
+    /// # Errors
+    /// None was.
+    pub fn far_ends(&self) -> std::io::Result<(File, File)> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        match ends.as_slice() {
+            [input, output, ..] => Ok((input.try_clone()?.into(), output.try_clone()?.into())),
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// The file at `path`, to look into it or to change it.
@@ -112,7 +144,15 @@ impl Host for FakeHost {
     }
 
     fn stdio(&self, role: &str) -> Result<Stream> {
-        self.stream(role)
+        self.stream(role).map(|stream| Stream { terminal: self.terminal.is_some(), ..stream })
+    }
+
+    fn screen(&self) -> Option<Screen> {
+        let terminal = self.terminal.clone()?;
+        let (changed, change) = pipe().ok()?;
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(change);
+        let size = move || Some(*terminal.lock().unwrap_or_else(PoisonError::into_inner));
+        Some(Screen { size: Box::new(size), changed })
     }
 
     fn pty(&self, role: &str) -> Result<Stream> {

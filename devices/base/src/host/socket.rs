@@ -67,9 +67,15 @@ pub fn listen(role: &str, path: &Path) -> Result<Listener> {
             .hint("choose another path"),
         Refusal::Host(cause) => {
             let fail = Fail::new(why_of(&cause), doing());
-            let missing = cause.kind() == io::ErrorKind::NotFound;
-            let fail = fail.because(cause);
-            if missing { fail.hint("make its directory first") } else { fail }
+            let hint = match Errno::from_io_error(&cause) {
+                Some(Errno::NOENT) => "make its directory first",
+                Some(Errno::NXIO | Errno::OPNOTSUPP) => {
+                    "its file system has no sockets: choose a place in /run or /dev/shm"
+                }
+                Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => "choose a directory you may write to",
+                _ => return fail.because(cause),
+            };
+            fail.because(cause).hint(hint)
         }
     })
 }

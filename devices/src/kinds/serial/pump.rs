@@ -9,7 +9,7 @@ use base::lane::{Context, Interest, Work};
 use rustix::io::Errno;
 
 use super::Port;
-use super::escape::{CTRL_A, Escape, HELP, Key};
+use crate::escape::{CTRL_A, Escape, HELP, Key};
 use crate::inlet::Inlet;
 
 /// Output without an end of line goes out after one to two of these.

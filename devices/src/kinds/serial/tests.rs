@@ -279,7 +279,7 @@ fn the_escape_key_works_even_when_the_guest_does_not_listen() {
     fixture.turn();
     fixture.send(b"\x01?");
     fixture.turn();
-    assert_eq!(fixture.output(), escape::HELP.as_bytes());
+    assert_eq!(fixture.output(), crate::escape::HELP.as_bytes());
     assert_eq!(fixture.effects(), []);
     fixture.send(b"\x01x");
     fixture.turn();
