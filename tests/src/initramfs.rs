@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::kernels::{Kernel, file_name};
 
 /// Modules for the devices under test, in every flavour. Some have them built in.
-const MODULES: [&str; 5] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_rng", "ext4"];
+const MODULES: [&str; 6] = ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "ext4"];
 
 /// What runs as process 1. Each line it says is `key=value`.
 const INIT: &str = r#"#!/bin/busybox sh
@@ -42,6 +42,14 @@ esac
 echo "still=here"
 $B sleep 1000
 "#;
+
+/// What the DHCP client does with what it is given.
+const LEASE: &str = "#!/bin/busybox sh
+[ \"$1\" = bound ] || exit 0
+/bin/busybox ip addr add $ip/$mask dev $interface
+/bin/busybox ip route add default via $router
+echo nameserver $dns >/etc/resolv.conf
+";
 
 /// Pieces of the script, by the word that asks for them.
 const DO: &[(&str, &str)] = &[
@@ -110,6 +118,29 @@ const DO: &[(&str, &str)] = &[
     ),
     ("root", "$B mount -t ext4 /dev/vda /disk && $B mount --move /dev /disk/dev && exec $B switch_root /disk /sbin-init"),
     (
+        "nat",
+        "$B ip link set lo up; $B ip link set eth0 up; $B mkdir -p /etc
+         $B udhcpc -q -n -i eth0 -s /bin/lease >/dev/null 2>&1
+         echo address=$($B ip -4 addr show dev eth0 | $B awk '/inet/{print $2}'); echo resolver=$($B cat /etc/resolv.conf)
+         H=http://10.0.2.2:8000
+         echo down=$($B wget -q -O - $H/data | $B sha256sum | $B cut -c1-64)
+         n=0; while [ $n -lt 40 ]; do n=$((n+1)); $B wget -q -O - $H/small | $B sha256sum >/tmp.$n & done; wait
+         echo many=$($B cat /tmp.* | $B sort | $B uniq -c | $B awk '{print $1}')
+         until $B ip -6 addr show dev eth0 scope global | $B grep -v tentative | $B grep -q fd6d; do $B usleep 100000; done
+         echo v6=$($B wget -q -O - http://[fd6d:6179:666c:7900::2]:8000/small | $B sha256sum | $B cut -c1-64)
+         echo ping=$($B ping -c 1 10.0.2.2 >/dev/null && echo yes)
+         $B nc -l -p 80 < /init && echo served=yes
+         $B wget -q -O /up $H/data && $B nc 10.0.2.2 8001 < /up && echo up=sent",
+    ),
+    (
+        "tap",
+        "$B ip addr add 192.168.77.2/24 dev eth0; $B ip link set eth0 up
+         until $B wget -q -T 5 -O /up http://192.168.77.1:8000/data; do $B usleep 200000; done
+         echo down=$($B sha256sum < /up | $B cut -c1-64)
+         $B nc 192.168.77.1 8001 < /up && echo up=sent
+         echo queues=$($B ls -d /sys/class/net/eth0/queues/rx-* | $B wc -l)",
+    ),
+    (
         "disks",
         "echo sizes=$($B cat /sys/block/vda/size),$($B cat /sys/block/vdb/size)
          echo ro=$($B cat /sys/block/vda/ro),$($B cat /sys/block/vdb/ro)
@@ -135,6 +166,7 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<(), String> {
     archive.add("dev/console", 0o020_600, (5, 1), b"");
     archive.add("init", 0o100_755, (0, 0), INIT.as_bytes());
     archive.add("bin/busybox", 0o100_755, (0, 0), &busybox);
+    archive.add("bin/lease", 0o100_755, (0, 0), LEASE.as_bytes());
     archive.add("modules/order", 0o100_644, (0, 0), order.join("\n").as_bytes());
     for (word, script) in DO {
         archive.add(&format!("do/{word}"), 0o100_644, (0, 0), script.as_bytes());

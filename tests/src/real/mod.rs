@@ -1,4 +1,4 @@
-//! Cases with stock Linux kernels: every flavour, form and size, every end, and a disk with a file system on it.
+//! Cases with stock Linux kernels: every flavour, form and size, every end, a disk with a file system on it, and a network.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,7 @@ mod consoles;
 mod disks;
 mod ends;
 mod images;
+mod network;
 mod pci;
 mod sockets;
 
@@ -22,6 +23,7 @@ pub fn cases() -> Vec<Case> {
         ends::cases(),
         disks::cases(),
         images::cases(),
+        network::cases(),
         pci::cases(),
         sockets::cases(),
         consoles::cases(),
