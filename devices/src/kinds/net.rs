@@ -10,10 +10,12 @@ use std::path::Path;
 
 use base::fail::why_of;
 use base::host::Access;
+use base::throttle::{Rate, Throttle};
 use base::{Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::amount::Amount;
 use crate::catalog::{Body, Kind, Kit, Presence};
 use crate::net::Link;
 use crate::net::passt::PasstLink;
@@ -49,6 +51,18 @@ pub struct Spec {
     /// Pairs of queues, 1 to 8: more than one only with a tap (default: 1).
     #[serde(default)]
     pub queues: Option<u16>,
+    /// Bytes in a second at the most, in each direction, such as 10M (default: no limit).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Amount>,
+    /// Bytes that may be saved up for a burst (default: those of one second).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<Amount>,
+    /// Frames in a second at the most, in each direction; a large segment is one (default: no limit).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// Frames that may be saved up for a burst (default: those of one second).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_burst: Option<u64>,
     /// Mode user: a port of this machine that leads into the guest, [ADDRESS:]HOST:GUEST[/udp]; may be repeated. Without an
     /// address only this machine itself reaches it.
     #[serde(default)]
@@ -124,8 +138,19 @@ impl Kind for This {
             }
             Mode::User => Box::new(User::new(&settings(spec, mac, kit.name)?, kit)?),
         };
-        Ok(Body::Virtio(Box::new(Net::new(Card { mac, pairs }, link))))
+        Ok(Body::Virtio(Box::new(Net::new(Card { mac, pairs, limits: limits(spec, kit) }, link))))
     }
+}
+
+/// Makes the limits of one direction.
+fn limits(spec: &Spec, kit: &Kit<'_>) -> Box<dyn Fn() -> Throttle + Send> {
+    let rate = |limit: Option<u64>, burst: Option<u64>| {
+        limit.map(|per_second| Rate { per_second, burst: burst.unwrap_or(per_second).max(1) })
+    };
+    let packets = rate(spec.packets, spec.packets_burst);
+    let bytes = rate(spec.bandwidth.map(|amount| amount.0), spec.bandwidth_burst.map(|amount| amount.0));
+    let clock = kit.clock.clone();
+    Box::new(move || Throttle::new(packets, bytes, clock.clone()))
 }
 
 /// There is no passt at `path`.
@@ -174,6 +199,19 @@ fn check(spec: &Spec, mode: Mode, name: &str) -> Result<()> {
     if let Some((key, _)) = user_only.iter().find(|(_, given)| *given && mode != Mode::User) {
         let hint = "use mode user, or set it up where the other end of the card is";
         return Err(wrong(name, key, "only mode user knows it", hint));
+    }
+    if spec.bandwidth == Some(Amount(0)) || spec.packets == Some(0) {
+        return Err(wrong(name, "a limit of 0", "nothing would pass", "leave it out for no limit"));
+    }
+    let alone = spec.bandwidth.is_none() && spec.bandwidth_burst.is_some()
+        || spec.packets.is_none() && spec.packets_burst.is_some();
+    if alone {
+        return Err(wrong(
+            name,
+            "a burst",
+            "there is no limit that it exceeds",
+            "pass bandwidth or packets as well",
+        ));
     }
     match spec.queues {
         Some(pairs) if !(1..=PAIRS_MAX).contains(&pairs) => {

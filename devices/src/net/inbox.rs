@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::Fault;
 use base::memory::Ram;
 use base::meter::Counter;
+use base::throttle::Throttle;
 
 use super::{HEADER, Header};
 use crate::virtio::{Chain, Io};
@@ -38,18 +40,37 @@ pub struct Inbox {
     counts: Arc<Counts>,
     /// The chains of one frame on their way back.
     given: Vec<(Chain, u32)>,
+    /// How much may be received.
+    throttle: Throttle,
+    /// It was more: for so long there is no room.
+    wait: Option<Duration>,
 }
 
 impl Inbox {
     /// That of the queue with this index.
-    pub fn new(queue: u16, counts: Arc<Counts>) -> Inbox {
-        Inbox { queue, held: VecDeque::new(), room: 0, mergeable: false, counts, given: Vec::new() }
+    pub fn new(queue: u16, counts: Arc<Counts>, throttle: Throttle) -> Inbox {
+        Inbox {
+            queue,
+            held: VecDeque::new(),
+            room: 0,
+            mergeable: false,
+            counts,
+            given: Vec::new(),
+            throttle,
+            wait: None,
+        }
     }
 
     /// The driver has started, and a frame may take several buffers or not.
     pub fn start(&mut self, mergeable: bool) {
         self.clear();
         self.mergeable = mergeable;
+    }
+
+    /// How long there is no room for a frame because the limit is reached, if somebody has asked for room since the
+    /// last call.
+    pub fn wait(&mut self) -> Option<Duration> {
+        self.wait.take()
     }
 
     /// Forgets all buffers.
@@ -86,6 +107,10 @@ impl Inbox {
     /// # Errors
     /// The ring is broken.
     pub fn room(&mut self, want: u64, io: &mut Io<'_>) -> Result<u64, Fault> {
+        if let Err(wait) = self.throttle.admit() {
+            self.wait = Some(wait);
+            return Ok(0);
+        }
         if !self.mergeable {
             if self.held.is_empty() {
                 self.refill(io)?;
@@ -185,6 +210,7 @@ impl Inbox {
             self.given.push((chain, u32::try_from(written).unwrap_or(u32::MAX)));
         }
         io.done_together(&mut self.given);
+        self.throttle.spend(1, len);
         self.counts.frames.add(1);
         self.counts.bytes.add(len);
     }

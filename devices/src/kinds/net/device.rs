@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use base::meter::Counter;
+use base::throttle::Throttle;
 use base::{Fault, Result};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
@@ -22,6 +23,11 @@ use crate::virtio::{Chain, Device, Io, Meters};
 const QUEUE: u16 = 256;
 const CONTROL: u16 = 16;
 
+/// Tokens above those of links: a pair may send, or receive, again.
+const RECEIVING: u16 = 0xfe00;
+const SENDING: u16 = 0xff00;
+const PAIR: u16 = 0xff;
+
 /// What the driver may switch on and off at run time.
 const SWITCHES: [u32; 7] = [
     VIRTIO_NET_F_GUEST_CSUM,
@@ -38,6 +44,8 @@ pub struct Card {
     pub mac: Mac,
     /// Pairs of queues.
     pub pairs: u16,
+    /// How much may be sent, and received; all pairs together send, each receives.
+    pub limits: Box<dyn Fn() -> Throttle + Send>,
 }
 
 #[derive(Default)]
@@ -45,6 +53,7 @@ struct Counts {
     sent: Arc<Counter>,
     sent_bytes: Arc<Counter>,
     malformed: Arc<Counter>,
+    throttled: Arc<Counter>,
 }
 
 pub struct Net {
@@ -57,6 +66,7 @@ pub struct Net {
     features: u64,
     /// Pairs of queues in use.
     pairs: u16,
+    throttle: Throttle,
     counts: Counts,
     received: Arc<inbox::Counts>,
 }
@@ -68,7 +78,10 @@ impl Net {
         let mut sizes = vec![QUEUE; usize::from(pairs).saturating_mul(2)];
         sizes.push(CONTROL);
         Net {
-            inboxes: (0..pairs).map(|pair| Inbox::new(pair.saturating_mul(2), received.clone())).collect(),
+            inboxes: (0..pairs)
+                .map(|pair| Inbox::new(pair.saturating_mul(2), received.clone(), (card.limits)()))
+                .collect(),
+            throttle: (card.limits)(),
             stuck: (0..pairs).map(|_| None).collect(),
             card: Card { pairs, ..card },
             link,
@@ -104,6 +117,11 @@ impl Net {
         let at = usize::from(pair);
         let queue = pair.saturating_mul(2).saturating_add(1);
         loop {
+            if let Err(wait) = self.throttle.admit() {
+                self.counts.throttled.add(1);
+                io.arm(SENDING | pair, wait);
+                break;
+            }
             let Some(stuck) = self.stuck.get_mut(at) else { return Ok(()) };
             let chain = match stuck.take() {
                 Some(chain) => chain,
@@ -124,13 +142,26 @@ impl Net {
                     }
                     break;
                 }
+                self.throttle.spend(1, frame);
                 self.counts.sent.add(1);
                 self.counts.sent_bytes.add(frame);
             }
             io.done(chain, 0);
         }
         let (link, inboxes) = self.inboxes();
-        link.flush(inboxes, io)
+        link.flush(inboxes, io)?;
+        self.await_room(io);
+        Ok(())
+    }
+
+    /// Comes back to what found no room because the limit was reached.
+    fn await_room(&mut self, io: &mut Io<'_>) {
+        for (pair, inbox) in (0..).zip(&mut self.inboxes) {
+            if let Some(wait) = inbox.wait() {
+                self.counts.throttled.add(1);
+                io.arm(RECEIVING | pair, wait);
+            }
+        }
     }
 
     fn command(&mut self, command: Option<Command>, io: &mut Io<'_>) -> bool {
@@ -231,12 +262,21 @@ impl Device for Net {
             inbox.refill(io)?;
             link.refilled(usize::from(pair), inboxes, io)?;
         }
+        self.await_room(io);
         Ok(())
     }
 
     fn ready(&mut self, token: u16, io: &mut Io<'_>) -> std::result::Result<(), Fault> {
+        if token >= SENDING {
+            return self.transmit(token & PAIR, io);
+        }
         let (link, inboxes) = self.inboxes();
-        link.ready(token, inboxes, io)?;
+        if token >= RECEIVING {
+            link.refilled((token & PAIR).into(), inboxes, io)?;
+        } else {
+            link.ready(token, inboxes, io)?;
+        }
+        self.await_room(io);
         for pair in 0..self.pairs {
             if let Some(Some(_)) = self.stuck.get(usize::from(pair)) {
                 self.transmit(pair, io)?;
@@ -247,6 +287,10 @@ impl Device for Net {
 
     fn stop(&mut self, io: &mut Io<'_>) {
         self.link.stop(io);
+        for pair in 0..self.card.pairs {
+            io.disarm(SENDING | pair);
+            io.disarm(RECEIVING | pair);
+        }
         self.inboxes.iter_mut().for_each(Inbox::clear);
         self.stuck.fill_with(|| None);
     }
@@ -256,6 +300,7 @@ impl Device for Net {
             ("sent_frames", self.counts.sent.clone()),
             ("sent_bytes", self.counts.sent_bytes.clone()),
             ("malformed_frames", self.counts.malformed.clone()),
+            ("throttled", self.counts.throttled.clone()),
             ("received_frames", self.received.frames.clone()),
             ("received_bytes", self.received.bytes.clone()),
             ("dropped_frames", self.received.dropped.clone()),

@@ -138,6 +138,18 @@ impl Card {
         }
     }
 
+    /// Waits until the device has given all frames back.
+    pub fn wait_until_sent(&mut self) {
+        loop {
+            let seen = self.rig.bell.edges();
+            self.reclaim();
+            if self.spare.len() == usize::from(TX.0) {
+                return;
+            }
+            self.rig.bell.wait(seen);
+        }
+    }
+
     /// Sends a frame.
     pub fn send(&mut self, frame: &[u8]) {
         self.reclaim();

@@ -234,3 +234,21 @@ fn a_passt_that_does_not_read_holds_the_guest_up() {
     let got = reader.join().unwrap().unwrap();
     assert!(got.chunks(60_004).all(|frame| frame[..4] == 60_000u32.to_be_bytes()));
 }
+
+#[test]
+fn limits_hold_in_both_directions_and_lose_nothing() {
+    let host = FakeHost::default();
+    let mut card = Card::new(&format!("{TAP},packets=200,packets_burst=4,bandwidth=100M"), ALL, &host, 1500);
+    let tap = host.far_end().unwrap();
+    for _ in 0..12 {
+        write(&tap, &[&[0; 12][..], &frame(100)].concat()).unwrap();
+        card.send(&frame(100));
+    }
+    for n in 0..12 {
+        assert_eq!(next(&mut card), frame(100), "{n}");
+    }
+    card.wait_until_sent();
+    assert!(card.rig.meter("throttled") > 0);
+    let mut got = [0; 200];
+    assert_eq!((0..12).filter(|_| read(&tap, &mut got) == Ok(112)).count(), 12);
+}
