@@ -135,7 +135,7 @@ const DO: &[(&str, &str)] = &[
     (
         "tap",
         "$B ip addr add 192.168.77.2/24 dev eth0; $B ip link set eth0 up
-         until $B wget -q -T 5 -O /up http://192.168.77.1:8000/data; do $B usleep 200000; done
+         until $B wget -q -O /up http://192.168.77.1:8000/data; do $B usleep 200000; done
          echo down=$($B sha256sum < /up | $B cut -c1-64)
          $B nc 192.168.77.1 8001 < /up && echo up=sent
          echo queues=$($B ls -d /sys/class/net/eth0/queues/rx-* | $B wc -l)",
