@@ -307,11 +307,9 @@ fn inspect(command: Command) -> Command {
 fn lab(command: Command) -> Command {
     command
         .arg(
-            Arg::new("cpus")
-                .long("cpus")
-                .value_name("N")
-                .value_parser(value_parser!(u32))
-                .help("CPUs of the emulated host [default: 1]"),
+            Arg::new("cpus").long("cpus").value_name("N").value_parser(value_parser!(u32)).help(
+                "CPUs of the emulated host; with several, QEMU before 8 hangs now and then [default: 1]",
+            ),
         )
         .arg(
             Arg::new("memory")

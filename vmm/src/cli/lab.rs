@@ -68,7 +68,8 @@ pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(std::env::args_os().skip(1));
     command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
-    exec(&Order { cpus: plan.cpus, memory, icount: false, timeout: None, command }).map(Some)
+    // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
+    exec(&Order { cpus: 1, memory, icount: false, timeout: None, command }).map(Some)
 }
 
 /// Why a run has to go to the emulated host; `None` if it can run here. `probe` is asked only where it matters.
