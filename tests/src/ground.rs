@@ -3,7 +3,7 @@
 //! Either is a shell that takes one script after another, so that a case reads the same on both, and what it did
 //! can be typed in by hand.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -95,13 +95,7 @@ impl Shell {
     }
 
     fn start(name: &'static str, options: &'static str, mut command: Command) -> Result<Shell, String> {
-        let mut process = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(|cause| format!("start {command:?}: {cause}"))?;
-        let input = process.stdin.take();
-        let output = BufReader::new(process.stdout.take().ok_or("no pipe from the shell")?);
+        let (process, input, output) = spawn(&mut command)?;
         Ok(Shell { name, options, command, process, input, output, answered: false, broken: None })
     }
 
@@ -127,31 +121,26 @@ impl Shell {
         }
         let numbers: Vec<usize> = head.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
         let &[code, out, err] = numbers.as_slice() else { return Err(format!("the shell answers {head:?}")) };
-        let mut output = Output { code: i32::try_from(code).unwrap_or(-1), ..Output::default() };
-        output.stdout.resize(out, 0);
-        output.stderr.resize(err, 0);
-        self.output.read_exact(&mut output.stdout).map_err(|e| format!("read from the shell: {e}"))?;
-        self.output.read_exact(&mut output.stderr).map_err(|e| format!("read from the shell: {e}"))?;
-        output.took = started.elapsed();
+        let (stdout, stderr) = (self.bytes(out, deadline)?, self.bytes(err, deadline)?);
         self.answered = true;
-        Ok(output)
+        Ok(Output { code: i32::try_from(code).unwrap_or(-1), stdout, stderr, took: started.elapsed() })
+    }
+
+    fn bytes(&mut self, count: usize, deadline: Instant) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        while bytes.len() < count {
+            let buffer = self.buffer(deadline)?;
+            let taken = buffer.len().min(count - bytes.len());
+            bytes.extend(&buffer[..taken]);
+            self.output.consume(taken);
+        }
+        Ok(bytes)
     }
 
     fn bytes_until(&mut self, last: u8, deadline: Instant) -> Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
         loop {
-            if self.output.buffer().is_empty() {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let left = Timespec::try_from(left).unwrap_or_default();
-                let mut fds = [PollFd::new(self.output.get_ref(), PollFlags::IN)];
-                if poll(&mut fds, Some(&left)).map_err(|e| format!("wait for the shell: {e}"))? == 0 {
-                    return Err("it did not answer in time".into());
-                }
-            }
-            let buffer = self.output.fill_buf().map_err(|e| format!("read from the shell: {e}"))?;
-            if buffer.is_empty() {
-                return Err("it has ended".into());
-            }
+            let buffer = self.buffer(deadline)?;
             let end = buffer.iter().position(|byte| *byte == last);
             let taken = end.map_or(buffer.len(), |at| at + 1);
             bytes.extend(&buffer[..taken]);
@@ -161,6 +150,32 @@ impl Shell {
             }
         }
     }
+
+    /// What the shell has said next, waited for until `deadline`.
+    fn buffer(&mut self, deadline: Instant) -> Result<&[u8], String> {
+        if self.output.buffer().is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            let mut fds = [PollFd::new(self.output.get_ref(), PollFlags::IN)];
+            if poll(&mut fds, Some(&left)).map_err(|e| format!("wait for the shell: {e}"))? == 0 {
+                return Err("it did not answer in time".into());
+            }
+        }
+        let buffer = self.output.fill_buf().map_err(|e| format!("read from the shell: {e}"))?;
+        if buffer.is_empty() { Err("it has ended".into()) } else { Ok(buffer) }
+    }
+}
+
+/// A process of `command`, and the pipes to and from it.
+fn spawn(command: &mut Command) -> Result<(Child, Option<ChildStdin>, BufReader<ChildStdout>), String> {
+    let mut process = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|cause| format!("start {command:?}: {cause}"))?;
+    let input = process.stdin.take();
+    let output = BufReader::new(process.stdout.take().ok_or("no pipe from the shell")?);
+    Ok((process, input, output))
 }
 
 impl Ground for Shell {
@@ -185,8 +200,8 @@ impl Ground for Shell {
     }
     fn restart(&mut self) -> Result<(), String> {
         self.end();
-        let command = std::mem::replace(&mut self.command, Command::new("sh"));
-        *self = Shell::start(self.name, self.options, command)?;
+        (self.process, self.input, self.output) = spawn(&mut self.command)?;
+        (self.answered, self.broken) = (false, None);
         Ok(())
     }
 }
@@ -287,5 +302,34 @@ mod tests {
         ground.restart().unwrap();
         assert_eq!(ground.run(Path::new("/"), "echo here", LIMIT).unwrap().text(), "here\n");
         assert_eq!(ground.lost(), None);
+    }
+
+    #[test]
+    fn a_ground_that_cannot_start_anew_is_no_other_ground_the_next_time() {
+        let place = tempfile::tempdir().unwrap();
+        let program = place.path().join("ground");
+        // A link, since no program that was just written is sure to run: another test may fork meanwhile.
+        let install = || std::os::unix::fs::symlink("/bin/sh", &program).unwrap();
+        install();
+        let mut ground = Shell::start("a program", "", Command::new(&program)).unwrap();
+        std::fs::remove_file(&program).unwrap();
+        for _ in 0..2 {
+            let cause = ground.restart().unwrap_err();
+            assert!(cause.contains(place.path().to_str().unwrap()), "{cause}");
+        }
+        install();
+        ground.restart().unwrap();
+        assert_eq!(ground.run(Path::new("/"), "echo here", LIMIT).unwrap().text(), "here\n");
+    }
+
+    #[test]
+    fn an_answer_that_stops_half_way_is_not_waited_for() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo abc; read order"]);
+        let mut ground = Shell::start("half an answer", "", command).unwrap();
+        let soon = Instant::now() + LIMIT;
+        assert_eq!(ground.bytes(2, soon).unwrap(), b"ab");
+        assert_eq!(ground.bytes(2, soon).unwrap(), b"c\n");
+        assert_eq!(ground.bytes(1, Instant::now()).unwrap_err(), "it did not answer in time");
     }
 }
