@@ -81,8 +81,9 @@ impl Control {
     }
 
     /// Serves the lane until something ends the run. From then on the ending signals end the process at once, so that
-    /// an operator who asks twice does not wait for a host that is stuck.
-    pub fn wait(&mut self) -> End {
+    /// an operator who asks twice does not wait for a host that is stuck. A reset that begins another life (`again`)
+    /// is no end: signals wait for that life, which has a result to tell.
+    pub fn wait(&mut self, again: bool) -> End {
         if let Some(signals) = self.signals.take() {
             let ends = self.reports.ends.clone();
             self.reports.lane.adopt(Overseer { signals, deadline: self.deadline, ends });
@@ -94,8 +95,11 @@ impl Control {
             self.lane.turn(None);
         };
         crate::terminal::restore();
-        signals::unblock(&ENDING);
-        self.last_word(end)
+        let end = self.last_word(end);
+        if !(again && matches!(end, End::Reset)) {
+            signals::unblock(&ENDING);
+        }
+        end
     }
 
     /// A reset may be the beginning of another life: what came with it from the operator or the host counts more.

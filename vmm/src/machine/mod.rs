@@ -129,7 +129,7 @@ impl Machine {
 
     fn run(mut self, plan: &Plan, scout: Option<&Scout>, started: Instant) -> Report {
         let first_instruction = started.elapsed();
-        let end = self.live(scout);
+        let end = self.live(scout, plan.on_reset == OnReset::Restart);
         let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
@@ -144,8 +144,8 @@ impl Machine {
     }
 
     /// Runs the vCPUs until the first end, then brings everything to rest: no thread touches guest memory or a file
-    /// of the host any more, and what the guest printed is out.
-    fn live(&mut self, scout: Option<&Scout>) -> End {
+    /// of the host any more, and what the guest printed is out. With `again`, a reset begins another life.
+    fn live(&mut self, scout: Option<&Scout>, again: bool) -> End {
         let mut running = Vec::new();
         let mut refused = None;
         for (id, vcpu) in (0..).zip(std::mem::take(&mut self.vcpus)) {
@@ -154,7 +154,7 @@ impl Machine {
                 Err(fail) => refused = Some(End::HostError(fail)),
             }
         }
-        let end = refused.unwrap_or_else(|| self.control.wait());
+        let end = refused.unwrap_or_else(|| self.control.wait(again));
         self.board.over.store(true, Ordering::SeqCst);
         running.into_iter().for_each(Running::stop);
         self.board.take_late_writes();

@@ -14,7 +14,7 @@ use super::Machine;
 use super::control::Control;
 use crate::hv::fake::{Fake, FakeVm, Step};
 use crate::outcome::{End, Report};
-use crate::plan::{Plan, Transport};
+use crate::plan::{OnReset, Plan, Transport};
 
 /// Power off: sleep type 5, and go (ACPI 6.5, section 4.8.3.7).
 fn off() -> Step {
@@ -115,6 +115,24 @@ fn a_start_that_takes_too_long_is_given_up() {
     assert_eq!(report.end.exit_code(), 124, "{report:?}");
     assert!(fake.started.lock().unwrap().is_none(), "no guest was begun");
     assert!(report.json().contains(r#""first_instruction":null"#), "{}", report.json());
+}
+
+/// Whether SIGTERM waits, in this thread.
+fn term_is_blocked() -> bool {
+    let about = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let mask = about.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> (libc::SIGTERM - 1) & 1 == 1
+}
+
+#[test]
+fn a_signal_between_two_lives_waits_for_the_second() {
+    let reset = || Step::Out(RESET, vec![RESET_VALUE]);
+    for (on_reset, end, waits) in
+        [(OnReset::Restart, reset(), true), (OnReset::Restart, off(), false), (OnReset::Exit, reset(), false)]
+    {
+        run(Plan { on_reset, ..Plan::default() }, vec![vec![end.clone()]]);
+        assert_eq!(term_is_blocked(), waits, "{on_reset:?} after {end:?}");
+    }
 }
 
 #[test]
