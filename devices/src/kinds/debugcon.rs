@@ -148,5 +148,7 @@ mod tests {
         for n in 0..2_000_000u32 {
             chip.write(0xe9, &[if n % 4096 == 0 { b'\n' } else { b'x' }]);
         }
+        let fail = (chip.body.finish.take().unwrap())(Duration::ZERO).unwrap_err();
+        assert_eq!(fail.summary(), "write the last 1048576 bytes of debugcon output: nobody takes them");
     }
 }
