@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use tests::house::{Source, Violation, names, panics, rooms, root, size, sources, walls};
+use tests::house::{Source, Violation, names, panics, rations, rooms, root, size, sources, walls};
 
 fn demand(rule: &str, violations: &[Violation]) {
     let lines: Vec<String> = violations.iter().map(ToString::to_string).collect();
@@ -55,6 +55,12 @@ fn files_and_functions_are_short_enough_to_read() {
 #[test]
 fn a_guest_cannot_panic_a_device() {
     demand_of_rust("no panics", |s| s.path.starts_with("devices/src") && !s.test, panics::check);
+}
+
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let serves = |s: &Source| s.path.starts_with("devices/src/virtio") || s.path.ends_with("device.rs");
+    demand_of_rust("rations", |s| s.path.starts_with("devices/src") && serves(s), rations::check);
 }
 
 #[test]
@@ -170,6 +176,17 @@ fn the_rule_of_panics_can_fail() {
         #[cfg(not(test))] mod other { fn g() { a.unwrap(); } }
     ";
     assert_eq!(lines(panics::check, "devices/src/x.rs", text), [3, 4, 5, 6, 7, 8, 11, 16]);
+}
+
+#[test]
+fn the_rule_of_rations_can_fail() {
+    let text = "fn f() {
+        log::warn!(target: \"guest\", \"{x}\");
+        log::warn!(\"{x}\");
+        if y { ::log::error!(target: \"machine\", \"{x}\") }
+        say!(\"{x}\");
+    }";
+    assert_eq!(lines(rations::check, "devices/src/virtio/x.rs", text), [3, 4]);
 }
 
 #[test]

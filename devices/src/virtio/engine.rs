@@ -121,6 +121,7 @@ impl Shared {
         // One line for the 1st, 2nd, 4th, 8th...: a guest that resets and faults in a loop cannot fill the disk.
         if count.is_power_of_two() {
             log::warn!(
+                target: "guest",
                 "{}: the guest broke a rule: {fault} (fault {count}); waiting for its reset",
                 self.name
             );
@@ -138,7 +139,7 @@ impl Shared {
         self.needs_reset.store(true, Ordering::SeqCst);
         self.faults.add(1);
         if self.faults.get().is_power_of_two() {
-            log::error!("{}: {fail}", self.name);
+            log::error!(target: "guest", "{}: {fail}", self.name);
         }
         self.changed();
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 pub mod names;
 pub mod panics;
+pub mod rations;
 pub mod rooms;
 pub mod size;
 pub mod walls;

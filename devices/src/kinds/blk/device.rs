@@ -218,7 +218,7 @@ impl Blk {
             if count.is_power_of_two() {
                 let Flight { action, offset, len, .. } = &flight;
                 let name = &self.source.name;
-                log::warn!("{name}: {action:?} of {len} bytes at {offset:#x}: {cause} (error {count})");
+                log::warn!(target: "guest", "{name}: {action:?} of {len} bytes at {offset:#x}: {cause} (error {count})");
             }
             return answer(flight.chain, Status::IoError, 0, io);
         }
@@ -359,7 +359,7 @@ impl Device for Blk {
         let mut ended = Vec::new();
         disk.drain(&mut ended);
         if let Err(cause) = disk.settle() {
-            log::warn!("{}: write the tables of the image: {cause}", self.source.name);
+            log::warn!(target: "guest", "{}: write the tables of the image: {cause}", self.source.name);
         }
         // The driver has forgotten its requests; so do we.
         for (tag, _) in ended {

@@ -259,7 +259,7 @@ impl Console {
             Err(Errno::INTR | Errno::AGAIN) if self.listening => {}
             Ok(_) | Err(Errno::IO | Errno::CONNRESET) => self.close(io),
             Err(error) => {
-                log::warn!("read the input of {}: {error}; going on without", self.name);
+                log::warn!(target: "guest", "read the input of {}: {error}; going on without", self.name);
                 self.close(io);
             }
         }
@@ -416,7 +416,7 @@ impl Device for Console {
         if let Some(screen) = &self.screen
             && io.watch(&screen.changed, SCREEN, Interest::Readable).is_err()
         {
-            log::warn!("{}: changes of the terminal's size are not heard of", self.name);
+            log::warn!(target: "guest", "{}: changes of the terminal's size are not heard of", self.name);
         }
         self.await_caller(io);
         Ok(())
