@@ -3,6 +3,7 @@
 //! It takes the arguments that `cargo test` people know: words that names must contain, `--exact`, `--skip WORD`,
 //! `--list`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -45,6 +46,11 @@ impl Case {
     /// A case called `name`.
     pub fn new(name: impl Into<String>, run: impl Fn(&mut Room<'_>) -> Verdict + 'static) -> Case {
         Case { name: name.into(), run: Box::new(run) }
+    }
+
+    /// The first word of its name: `real` of `real::ends::panic`.
+    fn group(&self) -> &str {
+        self.name.split("::").next().unwrap_or_default()
     }
 }
 
@@ -198,7 +204,7 @@ impl Wish {
 /// Runs what the command line asks for out of `cases`. The ground is prepared once, when the first case needs it; a
 /// reason not to have one skips them all.
 ///
-/// A run in which nothing passed is not green.
+/// A run in which all cases of a group were skipped (`real::...`) is not green, whatever passed in another.
 pub fn main(
     suite: &str,
     cases: &[Case],
@@ -221,7 +227,8 @@ pub fn main(
     let (mut ground, mayfly) = match prepared {
         Ok(prepared) => prepared,
         Err(stop) => {
-            wanted.iter().for_each(|case| count.tell(suite, case, &stop, "", 0.0));
+            let verdict = Err(stop);
+            wanted.iter().for_each(|case| count.take(suite, case, &verdict, "", 0.0));
             return summary(&count, started.elapsed());
         }
     };
@@ -239,13 +246,7 @@ pub fn main(
             };
         }
         let took = begun.elapsed().as_secs_f64();
-        match verdict {
-            Ok(()) => {
-                count.passed += 1;
-                println!("test {} ... ok ({took:.1} s)", case.name);
-            }
-            Err(stop) => count.tell(suite, case, &stop, &last, took),
-        }
+        count.take(suite, case, &verdict, &last, took);
     }
     drop(ground);
     summary(&count, started.elapsed())
@@ -266,6 +267,8 @@ const LOSSES: usize = 3;
 
 #[derive(Default)]
 struct Count {
+    /// Groups of which a case was skipped or passed, and whether one passed.
+    groups: BTreeMap<String, bool>,
     passed: usize,
     failed: usize,
     skipped: usize,
@@ -274,13 +277,20 @@ struct Count {
 }
 
 impl Count {
-    fn tell(&mut self, suite: &str, case: &Case, stop: &Stop, last: &str, took: f64) {
-        match stop {
-            Stop::Skipped(why) => {
+    /// Counts what came of a case, and tells it.
+    fn take(&mut self, suite: &str, case: &Case, verdict: &Verdict, last: &str, took: f64) {
+        match verdict {
+            Ok(()) => {
+                self.passed += 1;
+                self.groups.insert(case.group().to_owned(), true);
+                println!("test {} ... ok ({took:.1} s)", case.name);
+            }
+            Err(Stop::Skipped(why)) => {
                 self.skipped += 1;
+                self.groups.entry(case.group().to_owned()).or_insert(false);
                 println!("test {} ... skipped: {why}", case.name);
             }
-            Stop::Failed(why) => {
+            Err(Stop::Failed(why)) => {
                 self.failed += 1;
                 println!("test {} ... FAILED ({took:.1} s)", case.name);
                 println!("    {}", why.replace('\n', "\n    "));
@@ -294,8 +304,10 @@ impl Count {
 }
 
 fn summary(count: &Count, took: Duration) -> ExitCode {
-    let green = count.failed == 0 && (count.passed > 0 || count.skipped == 0);
-    let Count { passed, failed, skipped, filtered, lost } = count;
+    let Count { groups, passed, failed, skipped, filtered, lost } = count;
+    let untested: Vec<&str> =
+        groups.iter().filter(|(_, tested)| !**tested).map(|(group, _)| group.as_str()).collect();
+    let green = *failed == 0 && untested.is_empty();
     if *lost > 0 {
         println!("\n{lost} times the ground was lost and started anew");
     }
@@ -306,7 +318,7 @@ fn summary(count: &Count, took: Duration) -> ExitCode {
         took.as_secs_f64()
     );
     if *failed == 0 && !green {
-        println!("nothing was tested: every case was skipped\n");
+        println!("nothing was tested of {}: every case was skipped\n", untested.join(", "));
     }
     if green { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -315,16 +327,49 @@ fn summary(count: &Count, took: Duration) -> ExitCode {
 mod tests {
     use super::*;
 
+    /// For cases that need no ground.
+    struct Nowhere;
+
+    impl Ground for Nowhere {
+        fn name(&self) -> &'static str {
+            "nowhere"
+        }
+        fn options(&self) -> &'static str {
+            ""
+        }
+        fn run(&mut self, _: &Path, _: &str, _: Duration) -> Result<Output, String> {
+            Err("there is no ground".to_owned())
+        }
+        fn lost(&self) -> Option<String> {
+            None
+        }
+        fn restart(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
     #[test]
-    fn a_run_that_skipped_everything_is_not_green() {
-        let code = |passed, failed, skipped| {
-            let count = Count { passed, failed, skipped, ..Count::default() };
+    fn a_run_that_skipped_all_of_a_group_is_not_green() {
+        let green = format!("{:?}", ExitCode::SUCCESS);
+        let code = |names: &[(&str, &str)]| {
+            let mut count = Count::default();
+            for (name, end) in names {
+                let end = end.to_string();
+                let case = Case::new(*name, move |_| match end.as_str() {
+                    "ok" => Ok(()),
+                    "skip" => Err(Stop::Skipped("there is no kernel".to_owned())),
+                    _ => Err("it is wrong".into()),
+                });
+                let (verdict, _) = run(&case, &mut Nowhere, Path::new("mayfly"));
+                count.take("suite", &case, &verdict, "", 0.0);
+            }
             format!("{:?}", summary(&count, Duration::ZERO))
         };
-        let green = format!("{:?}", ExitCode::SUCCESS);
-        assert_eq!(code(1, 0, 5), green);
-        assert_ne!(code(0, 0, 5), green);
-        assert_ne!(code(5, 1, 0), green);
+        assert_eq!(code(&[("real::a", "ok"), ("real::b", "skip"), ("bare::a", "ok")]), green);
+        assert_eq!(code(&[("real::b", "skip"), ("real::a", "ok")]), green);
+        assert_ne!(code(&[("real::a", "skip"), ("real::b", "skip"), ("bare::a", "ok")]), green);
+        assert_ne!(code(&[("real::a", "skip")]), green);
+        assert_ne!(code(&[("real::a", "ok"), ("real::b", "wrong")]), green);
     }
 
     #[test]
