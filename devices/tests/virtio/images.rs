@@ -348,6 +348,28 @@ fn direct_disks_take_buffers_at_any_address() {
 }
 
 #[test]
+fn direct_qcow2_disks_take_any_sector() {
+    let (host, _) = host();
+    for (name, backing) in [("top.qcow2", Some(("below.qcow2", "qcow2"))), ("below.qcow2", None)] {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let backing = backing.map(|(name, format)| (name.to_owned(), format));
+        qcow2::create(image.reopen().unwrap(), FILE_BYTES, backing).unwrap();
+        host.put(Path::new(name), image.into_file());
+    }
+    let text = "path=top.qcow2,format=qcow2,backing=on,direct=on";
+    match build("blk", text, &host, &Memory::new(&RAM).unwrap()) {
+        Err(fail) if fail.to_string().contains("past the page cache") => {
+            return eprintln!("skipped: temporary files here know no O_DIRECT: {fail}");
+        }
+        built => drop(built.unwrap_or_else(|fail| panic!("{fail}"))),
+    }
+    let mut player = Player::of(&host, text);
+    write(&mut player, 3, 0x42, 1);
+    let found = [2, 3, 4].map(|sector| first_byte(&mut player, sector));
+    assert_eq!((found, player.run(FLUSH, 0, &[])), ([0, 0x42, 0], (OK, 1)));
+}
+
+#[test]
 fn several_queues_share_one_disk() {
     let (host, _) = host();
     let mut rig = Rig::of("blk", "path=a.img,queues=3", &host);

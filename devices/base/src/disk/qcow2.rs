@@ -11,6 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use imago::file::File as Storage;
 use imago::{FormatAccess, FormatCreateBuilder};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::image::{Image, Kind};
 use super::{Action, Job};
@@ -62,18 +63,33 @@ pub fn create(file: File, size: u64, backing: Option<(String, &str)>) -> io::Res
     builder.create()
 }
 
+/// Does `look` with `O_DIRECT` off: what is looked at begins and ends at no block of the host.
+fn through_the_cache<R>(file: &File, look: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    let flags = fcntl_getfl(file)?;
+    if !flags.contains(OFlags::DIRECT) {
+        return look();
+    }
+    fcntl_setfl(file, flags - OFlags::DIRECT)?;
+    let found = look();
+    fcntl_setfl(file, flags)?;
+    found
+}
+
 impl Opening {
     /// Reads the head of a qcow2 image.
     ///
     /// # Errors
     /// It is none, it is damaged, or it needs what we do not know.
     pub fn new(file: File, writable: bool) -> io::Result<Opening> {
-        use std::os::unix::fs::FileExt;
-        let mut bits = [0; 4];
-        file.read_exact_at(&mut bits, 20)?;
-        if writable {
-            check::check(&file)?;
-        }
+        let bits = through_the_cache(&file, || {
+            use std::os::unix::fs::FileExt;
+            let mut bits = [0; 4];
+            file.read_exact_at(&mut bits, 20)?;
+            if writable {
+                check::check(&file)?;
+            }
+            Ok(bits)
+        })?;
         let format = Format::open_image(Storage::try_from(file)?, writable)?;
         // `open_image` has seen to it that it is between 9 and 21.
         let cluster = 1u64.checked_shl(u32::from_be_bytes(bits)).unwrap_or(1 << 16);
