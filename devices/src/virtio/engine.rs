@@ -159,6 +159,7 @@ pub struct Io<'a> {
     spare: &'a mut Vec<Vec<Buffer>>,
     epoch: u32,
     memory: &'a Memory,
+    shared: &'a Shared,
     broken: &'a mut Option<Fault>,
     changed: &'a mut bool,
     asked: &'a mut Effect,
@@ -166,11 +167,14 @@ pub struct Io<'a> {
 }
 
 impl Io<'_> {
-    /// Takes the next chain of `queue`; `None` when there is none now.
+    /// Takes the next chain of `queue`; `None` when there is none now, or the device waits for its reset.
     ///
     /// # Errors
     /// The ring or the chain is broken; the device hands this on as its own answer.
     pub fn next(&mut self, queue: u16) -> Result<Option<Chain>, Fault> {
+        if self.shared.needs_reset.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
         let Some(ring) = self.rings.get_mut(usize::from(queue)).and_then(Option::as_mut) else {
             return Ok(None);
         };
@@ -376,6 +380,7 @@ impl Engine {
             spare: &mut self.spare,
             epoch: self.epoch,
             memory: &self.memory,
+            shared: &self.shared,
             broken: &mut broken,
             changed: &mut changed,
             asked: &mut self.asked,

@@ -356,13 +356,19 @@ impl Front {
     /// touches guest memory no more.
     pub fn set_master(&mut self, master: bool) {
         let was = std::mem::replace(&mut self.master, master);
-        if was == master || !self.has(VIRTIO_CONFIG_S_DRIVER_OK) || self.needs_reset() {
+        if was == master || !self.has(VIRTIO_CONFIG_S_DRIVER_OK) {
+            return;
+        }
+        if !master {
+            // Also when it is broken: what is in flight would come back into memory.
+            self.visit(Engine::rest);
+        }
+        if self.needs_reset() {
             return;
         }
         if master {
             self.start();
         } else {
-            self.visit(Engine::rest);
             self.shared
                 .break_down(Fault::new("bus mastering ended while the device ran", self.status.into()));
         }

@@ -1,10 +1,12 @@
-//! A device that only counts.
+//! Devices that only count, and keep.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use base::lane::Interest;
 use base::meter::Counter;
-use base::{Fail, Fault, Why};
-use devices::virtio::{Device, Io, Meters};
+use base::{Doing, Fail, Fault, Why};
+use devices::virtio::{Chain, Device, Io, Meters};
 
 /// Gives every chain back after adding up its bytes; its configuration can be written.
 #[derive(Default)]
@@ -54,5 +56,52 @@ impl Echo {
     /// One that does not start.
     pub fn lame() -> Echo {
         Echo { lame: true, ..Echo::default() }
+    }
+}
+
+/// Keeps the chains it takes until its bell rings; then it takes more.
+pub struct Keeper {
+    bell: Arc<OwnedFd>,
+    kept: Vec<Chain>,
+    chains: Arc<Counter>,
+}
+
+impl Keeper {
+    /// One that gives its chains back when `bell`, an eventfd, rings.
+    pub fn new(bell: Arc<OwnedFd>) -> Keeper {
+        Keeper { bell, kept: Vec::new(), chains: Arc::default() }
+    }
+}
+
+impl Device for Keeper {
+    fn id(&self) -> u32 {
+        43
+    }
+    fn queues(&self) -> &[u16] {
+        &[64]
+    }
+    fn start(&mut self, _: u64, io: &mut Io<'_>) -> base::Result<()> {
+        io.watch(&self.bell, 0, Interest::Rung).doing(Why::Host, || "wait for the bell")
+    }
+    fn kick(&mut self, queue: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+        while let Some(chain) = io.next(queue)? {
+            self.chains.add(1);
+            self.kept.push(chain);
+        }
+        Ok(())
+    }
+    fn ready(&mut self, _: u16, io: &mut Io<'_>) -> Result<(), Fault> {
+        for chain in self.kept.drain(..) {
+            chain.writable().write(io.ram(), 0, b"back");
+            io.done(chain, 4);
+        }
+        self.kick(0, io)
+    }
+    fn stop(&mut self, io: &mut Io<'_>) {
+        self.kept.clear();
+        io.unwatch(&self.bell);
+    }
+    fn meters(&self) -> Meters {
+        vec![("chains", self.chains.clone())]
     }
 }

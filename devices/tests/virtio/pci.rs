@@ -8,7 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::driver::via::at;
 use crate::driver::*;
-use crate::echo::Echo;
+use crate::echo::{Echo, Keeper};
 
 const ALL: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 const NO_VECTOR: u64 = 0xffff;
@@ -213,6 +213,28 @@ fn without_bus_mastering_it_touches_no_memory() {
     let mut queue = rig.start(0, 8);
     rig.work(&mut queue);
     assert!(queue.pop(rig.ram()).is_some());
+    assert_eq!(rig.meter("faults"), 1);
+}
+
+#[test]
+fn a_broken_device_without_bus_mastering_touches_no_memory() {
+    use rustix::event::{EventfdFlags, eventfd};
+    let bell = std::sync::Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+    let mut rig: Over<Pci> = Over::new(Box::new(Keeper::new(bell.clone())), Memory::new(&RAM).unwrap());
+    let mut queue = rig.start(0, 8);
+    queue.push(rig.memory.ram(), &[(0x1000, 4, true)]);
+    rig.notify(0);
+    rig.settle();
+    Virtq::describe(rig.ram(), queue.desc, 0, 0x1000, 16, 1, 0);
+    queue.offer(rig.memory.ram(), 0);
+    rig.notify(0);
+    rig.settle();
+    assert_eq!((rig.get(reg::STATUS), rig.meter("chains")), (ALL | NEEDS_RESET, 1));
+    rig.command(2);
+    rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+    rig.settle();
+    let found: [u8; 4] = rig.ram().read_obj(GuestAddress(0x1000)).unwrap();
+    assert_eq!((found, queue.pop(rig.ram())), ([0; 4], None), "its chain has come back");
     assert_eq!(rig.meter("faults"), 1);
 }
 

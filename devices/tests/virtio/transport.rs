@@ -9,7 +9,7 @@ use devices::virtio::{Device, Io, Meters};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::driver::*;
-use crate::echo::Echo;
+use crate::echo::{Echo, Keeper};
 
 fn rig() -> Rig {
     Rig::new(Box::new(Echo::default()), Memory::new(&RAM).unwrap())
@@ -97,6 +97,27 @@ fn impossible_queues_ask_for_a_reset() {
     }
     assert_eq!(rig.meter("faults"), 8);
     rig.start(0, 8);
+}
+
+#[test]
+fn a_broken_device_gives_back_what_it_has_and_takes_no_more() {
+    use rustix::event::{EventfdFlags, eventfd};
+    let bell = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+    let mut rig = Rig::new(Box::new(Keeper::new(bell.clone())), Memory::new(&RAM).unwrap());
+    let mut queue = rig.start(0, 8);
+    let kept = queue.push(rig.memory.ram(), &[(0x1000, 4, true)]);
+    rig.notify(0);
+    rig.settle();
+    Virtq::describe(rig.ram(), queue.desc, 0, 0x1000, 16, 1, 0);
+    queue.offer(rig.memory.ram(), 0);
+    queue.push(rig.memory.ram(), &[(0x2000, 4, true)]);
+    rig.notify(0);
+    rig.settle();
+    assert_eq!(rig.get(reg::STATUS), ALL | NEEDS_RESET, "a loop in the ring");
+    rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+    rig.settle();
+    assert_eq!(queue.pop(rig.ram()), Some((kept.into(), 4)));
+    assert_eq!((rig.meter("chains"), rig.meter("faults"), queue.pop(rig.ram())), (1, 1, None));
 }
 
 #[test]
