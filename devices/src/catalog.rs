@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::flag::{self, Form};
 use crate::virtio::Device;
 
 /// How many of a kind a machine has.
@@ -204,15 +205,14 @@ pub struct Of<K>(PhantomData<fn() -> K>);
 impl<K: Kind> Of<K> {
     /// The entry for `K`.
     pub const NEW: Self = Of(PhantomData);
+    const FORM: Form = Form { flag: K::FLAG, bare: K::BARE, example: K::EXAMPLE };
 
     fn typed(spec: &Value) -> Result<K::Spec> {
         serde_json::from_value(spec.clone()).map_err(|cause| {
-            Fail::new(Why::Usage, format!("read the {} settings", K::NAME)).because(cause).hint(Self::hint())
+            Fail::new(Why::Usage, format!("read the {} settings", K::NAME))
+                .because(cause)
+                .hint(Self::FORM.hint())
         })
-    }
-
-    fn hint() -> String {
-        format!("an example: --{} {}", K::FLAG, K::EXAMPLE)
     }
 
     fn value(spec: &K::Spec) -> Result<Value> {
@@ -241,18 +241,7 @@ impl<K: Kind> Entry for Of<K> {
         schemars::schema_for!(K::Spec)
     }
     fn parse(&self, text: &str) -> Result<Value> {
-        let first = text.split(',').next().unwrap_or_default();
-        let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", K::BARE) };
-        let full = gather(&full, |key| {
-            let kind = Self::NEW.schema().pointer(&format!("/properties/{key}/type")).cloned();
-            kind == Some("array".into())
-        });
-        let (quoted, objects) = quote(&full);
-        let objects = objects.iter().map(|(id, value)| (id.as_str(), value.as_str())).collect();
-        let spec: K::Spec = serde_aco::from_args(&quoted, &objects).map_err(|cause| {
-            let cause = spell(cause);
-            Fail::new(Why::Usage, format!("read --{} {text}", K::FLAG)).because(cause).hint(Self::hint())
-        })?;
+        let spec: K::Spec = flag::parse(&Self::FORM, text)?;
         Self::value(&spec)
     }
     fn check(&self, spec: &Value) -> Result<Value> {
@@ -266,66 +255,6 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         K::build(&Self::typed(spec)?, kit)
-    }
-}
-
-/// Puts the values of a key that is given more than once, and may be, behind its first: `,,` is between them.
-fn gather(text: &str, is_list: impl Fn(&str) -> bool) -> String {
-    let text = text.replace(",,", "\0");
-    let mut pairs: Vec<(&str, String)> = Vec::new();
-    for pair in text.split(',') {
-        let key = pair.split('=').next().unwrap_or_default();
-        let value = pair.strip_prefix(key).and_then(|rest| rest.strip_prefix('='));
-        match (pairs.iter_mut().find(|(known, _)| *known == key), value) {
-            (Some((_, all)), Some(value)) if is_list(key) => {
-                all.push('\0');
-                all.push_str(value);
-            }
-            _ => pairs.push((key, pair.to_owned())),
-        }
-    }
-    let pairs: Vec<String> = pairs.into_iter().map(|(_, pair)| pair).collect();
-    pairs.join(",").replace('\0', ",,")
-}
-
-/// Makes values safe for the reader of flags, for which a comma ends a value and `id_` begins the name of an object:
-/// the text for it, and the objects that stand for such values. In a flag `,,` is a comma within a value.
-fn quote(text: &str) -> (String, Vec<(String, String)>) {
-    // No argument of a program holds a zero byte, so it can stand for those commas, and make a name no value has.
-    let text = text.replace(",,", "\0");
-    let mut objects = Vec::new();
-    let quoted = text.split(',').map(|pair| {
-        let Some((key, value)) = pair.split_once('=') else { return pair.to_owned() };
-        let meant = value.replace('\0', ",");
-        if meant.starts_with("id_") {
-            // Stands for itself, however often the reader looks it up.
-            objects.push((meant.clone(), meant.clone()));
-        }
-        if meant == value {
-            return pair.to_owned();
-        }
-        let name = format!("id_\0{}", objects.len());
-        objects.push((name.clone(), meant));
-        format!("{key}={name}")
-    });
-    (quoted.collect::<Vec<_>>().join(","), objects)
-}
-
-/// What is wrong with the text of a flag, in words.
-fn spell(error: serde_aco::Error) -> String {
-    use serde_aco::Error as E;
-    match error {
-        E::Message(text) => text,
-        E::ExpectedMapEq => "it is not a list of key=value".to_owned(),
-        E::ExpectedInteger => "a value is not a whole number".to_owned(),
-        E::ExpectedFloat => "a value is not a number".to_owned(),
-        E::ExpectedBool => "a value is neither on nor off".to_owned(),
-        E::ExpectedUnit => "a value is one too many".to_owned(),
-        E::Trailing(text) => format!("`{text}` is one too many"),
-        E::Ignored(key) => format!("`{key}` makes no sense here"),
-        E::IdNotFound(id) => format!("there is no `{id}`"),
-        E::Overflow => "a number is too large".to_owned(),
-        E::UnknownType => "a value has no type".to_owned(),
     }
 }
 

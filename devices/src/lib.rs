@@ -6,6 +6,7 @@
 pub mod amount;
 pub mod catalog;
 pub mod escape;
+pub mod flag;
 pub mod inlet;
 pub mod ioapic;
 pub mod kinds;

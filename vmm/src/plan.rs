@@ -3,25 +3,25 @@
 //! The command line, a plan file and (later) the API all end in a [`Plan`]; the machine is assembled from nothing
 //! else. Devices appear in it by the name of their catalogue entry, with settings that only the entry understands.
 
+mod choices;
+mod cmdline;
+mod devices;
+mod metrics;
 mod units;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use ::devices::catalog::{self, Entry, Presence};
 use base::{Doing, Fail, Result, Why};
-use clap::ValueEnum;
-use devices::catalog::{self, CATALOG, Entry, Presence};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+pub use self::devices::Device;
+pub use self::metrics::Metrics;
+pub use choices::{Accel, Irqchip, KernelMemory, OnReset, Protocol, Transport};
+pub use cmdline::{Cmdline, DEFAULT_CMDLINE, NO_PCI};
 pub use units::{Period, Size};
 
-/// What every kernel is told unless `--cmdline-only` says otherwise: talk on the first serial port (there is no
-/// other), reset through the keyboard controller (the shortest way to the machine), and reset at once after a panic.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 8250.nr_uarts=1 reboot=k panic=-1";
-/// What follows it where there is no PCI bus: look for none.
-pub const NO_PCI: &str = "pci=off";
 /// RAM unless the plan says otherwise. It is backed when touched, so more than needed costs next to nothing, and
 /// a distribution's initrd unpacks in it.
 pub const DEFAULT_MEMORY: Size = Size::mib(512);
@@ -61,6 +61,8 @@ pub struct Plan {
     pub accel: Accel,
     /// How long the guest may run; without it, as long as it likes.
     pub timeout: Option<Period>,
+    /// Where counters of the machine and its devices are written while it runs.
+    pub metrics: Option<Metrics>,
     /// Devices. Those that every machine has are added where they are missing.
     pub devices: Vec<Device>,
 }
@@ -80,6 +82,7 @@ impl Default for Plan {
             on_reset: OnReset::default(),
             accel: Accel::default(),
             timeout: None,
+            metrics: None,
             devices: Vec::new(),
         }
     }
@@ -109,140 +112,6 @@ impl From<Initrd> for PathBuf {
             Initrd::File(path) => path,
         }
     }
-}
-
-/// The kernel command line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Cmdline {
-    /// The default command line, then this.
-    Extend(String),
-    /// Exactly this.
-    Only(String),
-}
-
-impl Default for Cmdline {
-    fn default() -> Self {
-        Cmdline::Extend(String::new())
-    }
-}
-
-impl Cmdline {
-    /// Adds `text` at its end.
-    pub fn push(&mut self, text: &str) {
-        let (Cmdline::Extend(old) | Cmdline::Only(old)) = self;
-        if !old.is_empty() {
-            old.push(' ');
-        }
-        old.push_str(text);
-    }
-
-    /// The text for the kernel of a machine with a PCI bus, or without, whose console to be seen is `terminal`.
-    pub fn text(&self, pci: bool, terminal: Option<&str>) -> String {
-        match self {
-            Cmdline::Extend(text) => {
-                let more = terminal.map(|name| format!("console={name}"));
-                let more = more.filter(|word| !DEFAULT_CMDLINE.contains(word.as_str())).unwrap_or_default();
-                let words = [DEFAULT_CMDLINE, if pci { "" } else { NO_PCI }, &more, text];
-                words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
-            }
-            Cmdline::Only(text) => text.clone(),
-        }
-    }
-}
-
-/// How the kernel is entered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// The best of those that the kernel offers.
-    #[default]
-    Auto,
-    /// The 64-bit Linux boot protocol.
-    Linux,
-    /// PVH: 32-bit, through the entry that an ELF note names.
-    Pvh,
-}
-
-/// How the code of an uncompressed kernel comes into memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum KernelMemory {
-    /// Copied, except with the accelerator `unchecked`, where a page fault is not what is dear.
-    #[default]
-    Auto,
-    /// Mapped from the file: starts at once, and machines share the page cache.
-    Mapped,
-    /// Copied into huge pages: saves the guest up to three page faults for each 4 KiB of code.
-    Copied,
-}
-
-/// Who emulates the interrupt controllers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Irqchip {
-    /// KVM has the local APICs, mayfly the I/O APIC; neither PIC nor PIT. Fast to set up and to close.
-    #[default]
-    Split,
-    /// KVM has them all, PIC and PIT too, for guests that need those.
-    Full,
-}
-
-/// How drivers reach virtio devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Transport {
-    /// mmio, except for a kernel whose configuration (in the file beside it) has a driver for pci only.
-    #[default]
-    Auto,
-    /// Registers at fixed addresses that ACPI names: the quickest start.
-    Mmio,
-    /// Functions on a PCI bus, with MSI-X: what every distribution's kernel and installer finds.
-    Pci,
-}
-
-/// What a reset by the guest does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum OnReset {
-    /// It ends the run.
-    #[default]
-    Exit,
-    /// The machine starts again.
-    Restart,
-}
-
-/// What runs the vCPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Accel {
-    /// /dev/kvm where it can run Linux, else the emulated host.
-    #[default]
-    Auto,
-    /// /dev/kvm, or an error that says why it cannot.
-    Kvm,
-    /// The emulated host: QEMU emulates a processor with AMD-V, Linux on it offers KVM. Slower.
-    Emulated,
-    /// /dev/kvm as it is, unasked what stands behind it: for bare-metal guests on a KVM that emulates ring 0.
-    Unchecked,
-}
-
-/// One device of a plan.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Device {
-    /// Name of its catalogue entry.
-    pub kind: String,
-    /// Name of this one, in messages and counters: `disk0`. Chosen if it is left out.
-    #[serde(default)]
-    pub name: String,
-    /// Its settings; the defaults are filled in.
-    #[serde(default = "empty")]
-    pub spec: Value,
-}
-
-fn empty() -> Value {
-    Value::Object(serde_json::Map::new())
 }
 
 impl Plan {
@@ -278,7 +147,7 @@ impl Plan {
     /// [`Why::Usage`]: a value makes no sense; the message names it.
     pub fn complete(mut self) -> Result<Plan> {
         self.check()?;
-        self.devices = complete_devices(std::mem::take(&mut self.devices))?;
+        self.devices = devices::complete(std::mem::take(&mut self.devices))?;
         Ok(self)
     }
 
@@ -318,6 +187,7 @@ impl Plan {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
         }
+        self.metrics.iter().try_for_each(Metrics::check)?;
         let cmdline = self.cmdline.text(self.transport == Transport::Pci, self.terminal());
         let most = arch::layout::CMDLINE_MAX - 1;
         if cmdline.len() > most {
@@ -331,169 +201,5 @@ impl Plan {
     }
 }
 
-fn complete_devices(mut given: Vec<Device>) -> Result<Vec<Device>> {
-    if let Some(stranger) = given.iter().find(|device| catalog::find(&device.kind).is_none()) {
-        let known: Vec<_> = CATALOG.iter().map(|entry| entry.name()).collect();
-        return Err(Fail::new(Why::Usage, format!("add a device of kind `{}`", stranger.kind))
-            .because(format!("the kinds are {}", known.join(", "))));
-    }
-    let mut names: BTreeSet<String> = BTreeSet::new();
-    for device in given.iter().filter(|device| !device.name.is_empty()) {
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_';
-        if !device.name.chars().all(fits) || device.name.len() > 32 {
-            return Err(Fail::new(Why::Usage, format!("name a device `{}`", device.name))
-                .because("a name is at most 32 small letters, digits, `-` and `_`"));
-        }
-        if !names.insert(device.name.clone()) {
-            return Err(Fail::new(Why::Usage, format!("name a device `{}`", device.name))
-                .because("another device has that name"));
-        }
-    }
-    let mut all = Vec::new();
-    for entry in CATALOG {
-        let (mut mine, rest) = given.into_iter().partition(|device| device.kind == entry.name());
-        given = rest;
-        complete_kind(*entry, &mut mine, &mut names)?;
-        all.append(&mut mine);
-    }
-    Ok(all)
-}
-
-/// Completes the devices of one kind.
-fn complete_kind(entry: &dyn Entry, mine: &mut Vec<Device>, names: &mut BTreeSet<String>) -> Result<()> {
-    if let Presence::Standard(usual) = entry.presence() {
-        if mine.len() > 1 {
-            return Err(Fail::new(Why::Usage, format!("add a second {} device", entry.name()))
-                .because("a machine has exactly one"));
-        }
-        if mine.is_empty() {
-            mine.push(Device {
-                kind: entry.name().to_owned(),
-                name: String::new(),
-                spec: entry.parse(usual)?,
-            });
-        }
-    }
-    let mut number = 0;
-    for device in mine {
-        device.spec = entry.check(&device.spec)?;
-        while device.name.is_empty() {
-            let name = match entry.presence() {
-                Presence::Standard(_) if number == 0 => entry.name().to_owned(),
-                _ => format!("{}{number}", entry.flag()),
-            };
-            number += 1;
-            if names.insert(name.clone()) {
-                device.name = name;
-            }
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn plan(json: &str) -> Result<Plan> {
-        serde_json::from_str::<Plan>(json).doing(Why::Usage, || "read")
-    }
-
-    fn complaint(json: &str) -> String {
-        plan(json).and_then(Plan::complete).expect_err(json).to_string()
-    }
-
-    #[test]
-    fn an_empty_plan_has_the_defaults_and_needs_a_kernel() {
-        assert_eq!(plan("{}").unwrap(), Plan::default());
-        assert_eq!(complaint("{}"), "find out what to boot: no kernel is named\n  hint: pass --kernel FILE");
-    }
-
-    #[test]
-    fn completing_adds_what_every_machine_has_and_is_repeatable() {
-        let once =
-            plan(r#"{"kernel": "k", "initrd": ["builtin", "./builtin"]}"#).unwrap().complete().unwrap();
-        assert_eq!(once.initrd, [Initrd::Builtin, Initrd::File("./builtin".into())]);
-        let standard = CATALOG.iter().filter(|e| matches!(e.presence(), Presence::Standard(_)));
-        assert_eq!(
-            once.devices.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(),
-            standard.map(|e| e.name()).collect::<Vec<_>>()
-        );
-        let text = serde_json::to_string(&once).unwrap();
-        assert_eq!(plan(&text).unwrap().complete().unwrap(), once, "{text}");
-    }
-
-    #[test]
-    fn every_kind_is_named_after_its_flag_and_counted() {
-        for entry in CATALOG.iter().filter(|e| e.presence() == Presence::OnRequest) {
-            let mut plan = Plan { kernel: "k".into(), ..Plan::default() };
-            for _ in 0..2 {
-                plan.add_device(*entry, entry.example()).unwrap();
-            }
-            let taken = format!("{}0", entry.flag());
-            plan.devices[1].name = taken.clone();
-            let plan = plan.complete().unwrap();
-            let names: Vec<_> =
-                plan.devices.iter().filter(|d| d.kind == entry.name()).map(|d| d.name.as_str()).collect();
-            assert_eq!(names, [format!("{}1", entry.flag()).as_str(), taken.as_str()]);
-        }
-    }
-
-    #[test]
-    fn a_flag_for_a_standard_device_replaces_it() {
-        for entry in CATALOG.iter().filter(|e| e.presence() != Presence::OnRequest) {
-            let mut plan = Plan { kernel: "k".into(), ..Plan::default() };
-            plan.add_device(*entry, entry.example()).unwrap();
-            plan.add_device(*entry, entry.example()).unwrap();
-            let plan = plan.complete().unwrap();
-            assert_eq!(plan.devices.iter().filter(|d| d.kind == entry.name()).count(), 1, "{}", entry.name());
-        }
-    }
-
-    #[test]
-    fn the_command_line_extends_or_replaces() {
-        let mut line = Cmdline::default();
-        assert_eq!(line.text(true, None), DEFAULT_CMDLINE);
-        assert_eq!(line.text(false, Some("ttyS0")), format!("{DEFAULT_CMDLINE} pci=off"));
-        assert_eq!(line.text(true, Some("hvc0")), format!("{DEFAULT_CMDLINE} console=hvc0"));
-        ["quiet", "init=/x"].iter().for_each(|word| line.push(word));
-        assert_eq!(line.text(true, None), format!("{DEFAULT_CMDLINE} quiet init=/x"));
-        let plan = plan(r#"{"kernel": "k", "cmdline": {"only": "a"}}"#).unwrap();
-        assert_eq!(plan.cmdline.text(false, Some("ttyS0")), "a");
-    }
-
-    #[test]
-    fn nonsense_is_refused_by_name() {
-        for (json, expected) in [
-            (r#"{"kernel": "k", "cpus": 0}"#, "give the machine 0 CPUs: it takes 1 to 64"),
-            (r#"{"kernel": "k", "cpus": 65}"#, "give the machine 65 CPUs: it takes 1 to 64"),
-            (r#"{"kernel": "k", "memory": "10T"}"#, "give the machine 10T of memory: the most is 1T"),
-            (
-                r#"{"kernel": "k", "memory": "1048577"}"#,
-                "give the machine 1048577 of memory: it is not a whole number of 4 KiB pages",
-            ),
-            (
-                r#"{"kernel": "k", "memory": 512}"#,
-                "give the machine 512 of memory: the least is 1M\n  hint: a plain number counts bytes; for MiB write 512M",
-            ),
-            (
-                r#"{"kernel": "k", "devices": [{"kind": "serial", "name": "A"}]}"#,
-                "name a device `A`: a name is at most 32 small letters, digits, `-` and `_`",
-            ),
-        ] {
-            if json.contains("serial") && catalog::find("serial").is_none() {
-                continue;
-            }
-            assert_eq!(complaint(json), expected);
-        }
-        let unknown = complaint(r#"{"kernal": "k"}"#);
-        assert!(unknown.contains("unknown field `kernal`, expected one of `kernel`, `initrd`"), "{unknown}");
-        let kind = complaint(r#"{"kernel": "k", "devices": [{"kind": "floppy"}]}"#);
-        assert!(kind.starts_with("add a device of kind `floppy`: the kinds are "), "{kind}");
-        let long = format!(r#"{{"kernel": "k", "cmdline": {{"only": "{}"}}}}"#, "x".repeat(2048));
-        assert_eq!(
-            complaint(&long),
-            "pass the kernel command line: it has 2048 bytes and the kernel takes 2047"
-        );
-    }
-}
+mod tests;

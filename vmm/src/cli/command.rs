@@ -278,6 +278,9 @@ fn output_flags(run: Command) -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Write the result as one JSON line: to FILE, or as the last line of standard output"),
         )
+        .arg(Arg::new("metrics").long("metrics").value_name("FILE[,every=TIME]").help(
+            "Write the counters of the machine and its devices to FILE while it runs [default: every=1s]",
+        ))
         .arg(
             Arg::new("dry-run")
                 .long("dry-run")

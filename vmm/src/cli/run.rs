@@ -15,7 +15,7 @@ use super::{complain, say};
 use crate::host::{self, LinuxHost};
 use crate::machine::{self, Scout};
 use crate::outcome::{self, Report, code};
-use crate::plan::{Accel, Cmdline, Initrd, Plan};
+use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan};
 
 /// How long the reader of the result may take nothing of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,6 +84,9 @@ fn plan(matches: &ArgMatches) -> Result<Plan> {
     set(matches, "on-reset", &mut plan.on_reset);
     set(matches, "accel", &mut plan.accel);
     plan.timeout = matches.get_one("timeout").copied().or(plan.timeout);
+    if let Some(text) = matches.get_one::<String>("metrics") {
+        plan.metrics = Some(Metrics::parse(text)?);
+    }
     plan.initrd
         .extend(matches.get_many::<PathBuf>("initrd").into_iter().flatten().cloned().map(Initrd::from));
     if let Some(text) = matches.get_one::<String>("cmdline-only") {
@@ -231,6 +234,8 @@ mod tests {
             "unchecked",
             "--timeout",
             "1m",
+            "--metrics",
+            "c,every=2s",
         ]);
         assert_eq!(plan.kernel, Path::new("k"));
         assert_eq!(plan.initrd, [Initrd::File("a".into()), Initrd::Builtin]);
@@ -239,6 +244,8 @@ mod tests {
         assert_eq!(plan.kernel_memory, KernelMemory::Copied);
         assert_eq!((plan.irqchip, plan.on_reset), (Irqchip::Full, OnReset::Restart));
         assert_eq!(plan.transport, Transport::Pci);
+        let metrics = plan.metrics.unwrap();
+        assert_eq!((metrics.path.as_path(), metrics.every.to_string()), (Path::new("c"), "2s".into()));
         assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));
     }
 

@@ -91,6 +91,9 @@ impl Vm for Fake {
     fn messages(self: Arc<Self>) -> Arc<dyn Messages> {
         self
     }
+    fn lost_interrupts(&self) -> u64 {
+        0
+    }
     fn set_line(&self, _: u32, _: bool) {}
     fn ring_on_write(&self, address: u64, value: Option<u32>, _: BorrowedFd<'_>) -> Result<()> {
         lock(&self.0.doorbells).push((address, value));

@@ -34,6 +34,9 @@ pub trait Vm: Send + Sync {
     /// Where message-signalled interrupts go.
     fn messages(self: Arc<Self>) -> Arc<dyn Messages>;
 
+    /// Interrupt messages and levels that the hypervisor did not take so far.
+    fn lost_interrupts(&self) -> u64;
+
     /// Sets input `gsi` of the in-kernel interrupt controllers (full irqchip only).
     fn set_line(&self, gsi: u32, high: bool);
 

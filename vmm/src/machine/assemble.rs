@@ -12,7 +12,7 @@ use base::node::{HostBridge, Node};
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::{self, Body, Chip, Finish, Kit, Overhear, Space, Window};
 use devices::ioapic::IoApic;
-use devices::virtio::Device;
+use devices::virtio::{Device, Meters};
 
 use super::board::Board;
 use super::control::Reports;
@@ -49,6 +49,8 @@ pub struct Assembled {
     pub pins: u32,
     /// The last duties of chips, when the guest has ended: to hand on the output they still hold.
     pub finishes: Vec<Finish>,
+    /// The counters of each device that has some, by its name, if the plan wants them.
+    pub meters: Vec<(String, Meters)>,
     /// The lane on which virtio devices work, if there is any.
     pub lane: Option<LaneHandle>,
 }
@@ -63,7 +65,16 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
     let line = |gsi: u32| lines.line(gsi);
     let mut work = Work {
         site,
-        made: Assembled { board, nodes: Vec::new(), bridge: None, pins: 0, finishes: Vec::new(), lane: None },
+        made: Assembled {
+            board,
+            nodes: Vec::new(),
+            bridge: None,
+            pins: 0,
+            finishes: Vec::new(),
+            meters: Vec::new(),
+            lane: None,
+        },
+        metered: plan.metrics.is_some(),
         room: Room::new(site.transport, line),
     };
     let overheard = work.made.board.overheard.clone();
@@ -100,6 +111,8 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
 struct Work<'a> {
     site: &'a Site<'a>,
     made: Assembled,
+    /// Counters are wanted.
+    metered: bool,
     /// Where virtio devices go.
     room: Room,
 }
@@ -123,8 +136,13 @@ impl Work<'_> {
         self.made.finishes.extend(device.last_duty());
         let lane = &self.lane()?;
         let line = &|gsi| lines.line(gsi);
-        let parts = Parts { name, device, memory: self.site.memory, lane, line, gsis: lines.pins_max() };
-        self.made.nodes.extend(self.room.place(&mut self.made.board, parts)?);
+        let (memory, gsis, metered) = (self.site.memory, lines.pins_max(), self.metered);
+        let parts = Parts { name, device, memory, lane, line, gsis, metered };
+        let placed = self.room.place(&mut self.made.board, parts)?;
+        self.made.nodes.extend(placed.node);
+        if metered {
+            self.made.meters.push((name.to_owned(), placed.meters));
+        }
         Ok(())
     }
 

@@ -6,6 +6,7 @@ mod control;
 mod doorbells;
 mod lazy;
 mod load;
+mod metrics;
 mod scout;
 mod vcpu;
 mod virtio;
@@ -27,6 +28,7 @@ use self::assemble::{Assembled, Site, assemble};
 use self::board::Board;
 use self::control::{Control, end_of};
 use self::load::load;
+use self::metrics::{Recorder, Sources};
 pub use self::scout::Scout;
 use self::vcpu::Running;
 use crate::host::LinuxHost;
@@ -86,6 +88,7 @@ struct Machine {
     vcpus: Vec<Box<dyn Vcpu>>,
     finishes: Vec<Finish>,
     lane: Option<LaneHandle>,
+    recorder: Option<Recorder>,
 }
 
 impl Machine {
@@ -98,6 +101,8 @@ impl Machine {
         host: &dyn Host,
         control: Control,
     ) -> Result<ControlFlow<End, Machine>> {
+        // Before all else: counters that cannot be written should not cost a run.
+        let recorder = plan.metrics.as_ref().map(|metrics| Recorder::open(metrics, host)).transpose()?;
         // Before the devices: a slot that follows interrupt routing waits for a grace period of the kernel.
         vm.map(&memory)?;
         let site = Site {
@@ -116,7 +121,7 @@ impl Machine {
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
-        let Assembled { board, finishes, lane, .. } = made;
+        let Assembled { board, finishes, meters, lane, .. } = made;
         let mut vcpus = (0..plan.cpus).map(|id| vm.vcpu(id, plan.cpus)).collect::<Result<Vec<_>>>()?;
         if let Some(first) = vcpus.first_mut() {
             first.start_at(&start)?;
@@ -124,12 +129,20 @@ impl Machine {
         let board = Arc::new(board);
         control.glean(board.clone());
         control.settle();
-        Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane }))
+        let recorder = recorder.map(|recorder| {
+            recorder.of(Sources { board: board.clone(), memory: memory.clone(), devices: meters })
+        });
+        Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane, recorder }))
     }
 
     fn run(mut self, plan: &Plan, scout: Option<&Scout>, started: Instant) -> Report {
+        let recording =
+            self.recorder.take().map(|recorder| recorder.start(&self.control.reports.lane, started));
         let first_instruction = started.elapsed();
         let end = self.live(scout, plan.on_reset == OnReset::Restart);
+        if let Some(recording) = recording {
+            recording.end(HASTE);
+        }
         let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {

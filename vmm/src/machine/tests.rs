@@ -17,7 +17,7 @@ use crate::outcome::{End, Report};
 use crate::plan::{OnReset, Plan, Transport};
 
 /// Power off: sleep type 5, and go (ACPI 6.5, section 4.8.3.7).
-fn off() -> Step {
+pub fn off() -> Step {
     Step::Out(SLEEP_CONTROL, vec![5 << 2 | 0x20])
 }
 
@@ -45,18 +45,39 @@ fn run(plan: Plan, scripts: Vec<Vec<Step>>) -> (Arc<FakeVm>, Report) {
 
 /// Runs a machine whose process began at `started`.
 fn run_since(started: Instant, plan: Plan, scripts: Vec<Vec<Step>>) -> (Arc<FakeVm>, Report) {
-    let plan = Plan { kernel: "smallest".into(), ..plan }.complete().unwrap();
+    // It holds the other ends of the streams: it has to outlive the run.
+    let host = FakeHost::default();
+    run_on(&host, started, plan, scripts)
+}
+
+/// The same on a host of the caller's.
+pub fn run_on(
+    host: &FakeHost,
+    started: Instant,
+    plan: Plan,
+    scripts: Vec<Vec<Step>>,
+) -> (Arc<FakeVm>, Report) {
     let fake = FakeVm::new(scripts);
+    match build_on(host, started, &plan, &fake) {
+        (plan, ControlFlow::Continue(machine)) => (fake, machine.run(&plan, None, started)),
+        (plan, ControlFlow::Break(end)) => (fake, Report::unborn(&plan, end, started)),
+    }
+}
+
+/// Builds a machine; the whole plan.
+pub fn build_on(
+    host: &FakeHost,
+    started: Instant,
+    plan: &Plan,
+    fake: &Arc<FakeVm>,
+) -> (Plan, ControlFlow<End, Machine>) {
+    let plan = Plan { kernel: "smallest".into(), ..plan.clone() }.complete().unwrap();
     let deadline = plan.timeout.map(|limit| (limit, started + limit.duration()));
     let control = Control::new(deadline).unwrap();
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes())).unwrap();
     let vm = Arc::new(Fake(fake.clone()));
-    // It holds the other ends of the streams: it has to outlive the run.
-    let host = FakeHost::default();
-    match Machine::build(&plan, vm, memory, &kernel(), &host, control).unwrap() {
-        ControlFlow::Continue(machine) => (fake, machine.run(&plan, None, started)),
-        ControlFlow::Break(end) => (fake, Report::unborn(&plan, end, started)),
-    }
+    let built = Machine::build(&plan, vm, memory, &kernel(), host, control).unwrap();
+    (plan, built)
 }
 
 #[test]

@@ -13,9 +13,9 @@ use boot::kernel::Kernel;
 use devices::catalog::Space;
 use devices::pci::wire::Wire;
 use devices::pci::{Root, root};
-use devices::virtio::Device;
 use devices::virtio::mmio::Mmio;
 use devices::virtio::pci::{Pci, Place, WINDOW_LEN};
+use devices::virtio::{Device, Meters};
 
 use super::board::Board;
 use super::doorbells::Doorbells;
@@ -56,6 +56,16 @@ pub struct Parts<'a> {
     pub line: &'a dyn Fn(u32) -> SharedLine,
     /// Number of GSIs.
     pub gsis: u32,
+    /// Somebody wants to see its counters.
+    pub metered: bool,
+}
+
+/// What a device has become in its place.
+pub struct Placed {
+    /// Its entry in the firmware tables, where it needs one.
+    pub node: Option<Node>,
+    /// Its counters, if they are wanted.
+    pub meters: Meters,
 }
 
 impl Room {
@@ -70,20 +80,21 @@ impl Room {
         }
     }
 
-    /// Puts a device in its place; its entry in the firmware tables, where it needs one.
+    /// Puts a device in its place.
     ///
     /// # Errors
     /// There is no room left, or the host is out of file descriptors.
-    pub fn place(&mut self, board: &mut Board, parts: Parts<'_>) -> Result<Option<Node>> {
+    pub fn place(&mut self, board: &mut Board, parts: Parts<'_>) -> Result<Placed> {
         match self {
             Room::Mmio(taken) => {
                 let number = *taken;
                 *taken += 1;
-                place_mmio(board, parts, number).map(Some)
+                place_mmio(board, parts, number)
             }
             Room::Pci(root, wires, pins) => {
-                pins.push(place_pci(board, parts, root, wires)?);
-                Ok(None)
+                let (pin, meters) = place_pci(board, parts, root, wires)?;
+                pins.push(pin);
+                Ok(Placed { node: None, meters })
             }
         }
     }
@@ -107,7 +118,7 @@ impl Room {
     }
 }
 
-fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Node> {
+fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Placed> {
     let gsi = layout::FIRST_FREE_GSI + number;
     let base = layout::VIRTIO_MMIO + u64::from(number) * layout::VIRTIO_MMIO_LEN;
     if gsi >= parts.gsis {
@@ -116,26 +127,28 @@ fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Node> 
             .hint("use fewer devices"));
     }
     let mmio = Mmio::attach(parts.name, parts.device, parts.memory, (parts.line)(gsi), parts.lane)?;
+    let meters = if parts.metered { mmio.meters().clone() } else { Meters::new() };
     let doorbells = Doorbells::new(board.vm.clone(), mmio.bells(), Some(base));
     let chip = doorbells.around(Box::new(mmio));
     board.memory.insert(parts.name, base, layout::VIRTIO_MMIO_LEN, chip)?;
-    Ok(Node {
+    let node = Node {
         name: format!("V{number:03}"),
         hid: "LNRO0005",
         uid: number,
         ports: Vec::new(),
         memory: vec![(narrow(base)?, narrow(layout::VIRTIO_MMIO_LEN)?)],
         irqs: vec![gsi],
-    })
+    };
+    Ok(Placed { node: Some(node), meters })
 }
 
-/// Makes a device a function of the bus; its device number and the GSI of its pin.
+/// Makes a device a function of the bus; its device number and the GSI of its pin; its counters.
 fn place_pci(
     board: &mut Board,
     parts: Parts<'_>,
     root: &Root,
     wires: &[(u32, Arc<Wire>)],
-) -> Result<(u8, u32)> {
+) -> Result<((u8, u32), Meters)> {
     let device = root.next()?;
     let (gsi, wire) = wires
         .get(usize::from(device) % wires.len().max(1))
@@ -147,11 +160,12 @@ fn place_pci(
         messages: Vm::messages(board.vm.clone()),
     };
     let pci = Pci::attach(parts.name, parts.device, parts.memory, place, parts.lane)?;
+    let meters = if parts.metered { pci.meters() } else { Meters::new() };
     let doorbells = Doorbells::new(board.vm.clone(), pci.bells(), None);
     board.memory.insert_movable(device.into(), WINDOW_LEN, doorbells.around(Box::new(pci.clone())));
     board.movable.push((device.into(), doorbells));
     root.add(Box::new(pci));
-    Ok((device, *gsi))
+    Ok(((device, *gsi), meters))
 }
 
 fn narrow(value: u64) -> Result<u32> {

@@ -63,6 +63,11 @@ impl fmt::Display for Size {
 pub struct Period(Duration);
 
 impl Period {
+    /// A span of so long; what is shorter than a millisecond is not written down.
+    pub const fn of(span: Duration) -> Self {
+        Period(span)
+    }
+
     /// The span as the standard library has it.
     pub const fn duration(self) -> Duration {
         self.0

@@ -27,8 +27,8 @@ pub struct KvmVm {
     cpuid: OnceLock<CpuId>,
     ring: OnceLock<Mutex<Ring>>,
     routes: Mutex<Vec<(u32, Msi)>>,
-    /// Interrupt messages that KVM did not take.
-    pub lost_messages: Counter,
+    /// Interrupts that KVM did not take.
+    lost: Counter,
     /// What the guest can reach. Last: it goes after the descriptor.
     memory: OnceLock<Memory>,
 }
@@ -59,7 +59,7 @@ impl KvmVm {
             cpuid: OnceLock::new(),
             ring: OnceLock::new(),
             routes: Mutex::default(),
-            lost_messages: Counter::default(),
+            lost: Counter::default(),
             memory: OnceLock::new(),
         })
     }
@@ -113,9 +113,13 @@ impl Vm for KvmVm {
         self
     }
 
+    fn lost_interrupts(&self) -> u64 {
+        self.lost.get()
+    }
+
     fn set_line(&self, gsi: u32, high: bool) {
         if self.fd.set_irq_line(gsi, high).is_err() {
-            self.lost_messages.add(1);
+            self.lost.add(1);
         }
     }
 
@@ -199,7 +203,7 @@ impl Messages for KvmVm {
         let [low, high] = halves(msi.address);
         let request = kvm_msi { address_lo: low, address_hi: high, data: msi.data, ..Default::default() };
         if self.fd.signal_msi(request).is_err() {
-            self.lost_messages.add(1);
+            self.lost.add(1);
         }
     }
 
@@ -215,7 +219,7 @@ impl Messages for KvmVm {
         let entries: Vec<_> = routes.iter().map(|(gsi, msi)| route(*gsi, *msi)).collect();
         let set = KvmIrqRouting::from_entries(&entries).map(|table| self.fd.set_gsi_routing(&table));
         if !matches!(set, Ok(Ok(()))) {
-            self.lost_messages.add(1);
+            self.lost.add(1);
         }
     }
 }
