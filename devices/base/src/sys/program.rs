@@ -8,10 +8,14 @@ use rustix::mm::{Advice, madvise};
 /// Gives freed heap back to the host, and lets go of the pages of code and constants: those that go on being used come
 /// back from the host's page cache one by one, those that read the command line and the kernel do not.
 ///
-/// Costs some ten microseconds, and a minor fault for each 64 KiB that is used again.
+/// Costs some ten microseconds, and a minor fault for each 64 KiB that is used again. Under a debugger the pages stay:
+/// its breakpoints are in them.
 pub fn give_back() {
     // SAFETY: it may be called at any time; it touches what the allocator holds free.
     unsafe { libc::malloc_trim(0) };
+    if is_traced(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+        return;
+    }
     // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and uses no data.
     unsafe { libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut()) };
 }
@@ -21,6 +25,12 @@ pub fn give_back() {
 pub fn share_heap() {
     // SAFETY: it sets a number of the allocator; a refusal changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Whether `status` is that of a process with a debugger (`proc_pid_status(5)`).
+fn is_traced(status: &str) -> bool {
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
 }
 
 /// Called for the first object of the process, which is the program.
@@ -42,8 +52,8 @@ unsafe extern "C" fn let_go(about: *mut libc::dl_phdr_info, _: usize, _: *mut c_
         let (Ok(at), Ok(len)) = (usize::try_from(first), usize::try_from(end.saturating_sub(first))) else {
             continue;
         };
-        // SAFETY: these are whole pages of a mapping of the program's file that nobody can have written to (it is not
-        // writable), so that they read the same when they are faulted in again.
+        // SAFETY: these are whole pages of a mapping of the program's file that nobody but a debugger can have written
+        // to (it is not writable), and there is none, so that they read the same when they are faulted in again.
         let _ = unsafe { madvise(std::ptr::with_exposed_provenance_mut(at), len, Advice::LinuxDontNeed) };
     }
     STOP
@@ -65,6 +75,13 @@ mod tests {
         let after = resident(&CONSTANTS);
         assert!(before > 1000 && after < before / 2, "{before} KiB before, {after} after");
         assert_eq!(sum(), 7 << 20);
+    }
+
+    #[test]
+    fn a_debugger_is_told_by_its_number() {
+        assert!(is_traced("Name:\tmayfly\nTracerPid:\t77\nUid:\t0\n"));
+        assert!(!is_traced("Name:\tmayfly\nTracerPid:\t0\nUid:\t0\n"));
+        assert!(!is_traced(""), "a host that does not tell has none");
     }
 
     /// KiB of the mapping around `bytes` that this process has in its page tables.
