@@ -117,13 +117,12 @@ impl Shared {
     pub(super) fn fault(&self, fault: Fault) {
         self.needs_reset.store(true, Ordering::SeqCst);
         self.faults.add(1);
-        let count = self.faults.get();
+        let (name, count) = (&self.name, self.faults.get());
         // One line for the 1st, 2nd, 4th, 8th...: a guest that resets and faults in a loop cannot fill the disk.
         if count.is_power_of_two() {
             log::warn!(
                 target: "guest",
-                "{}: the guest broke a rule: {fault} (fault {count}); waiting for its reset",
-                self.name
+                "{name}: the guest broke a rule: {fault} (fault {count}); waiting for its reset",
             );
         }
     }
