@@ -23,7 +23,8 @@ const SMALL: u32 = 200_000;
 /// A network of the ground's own for one case, with its loopback up: servers there meet nobody else's.
 const ALONE: &str = "unshare -n sh -c";
 
-/// Starts servers on `address` (the one for a stream has an input that never ends, or it would end the stream): files at port 8000, and one that takes a stream at port 8001. Then `run` with its
+/// Starts servers on `address`: files at port 8000, and at port 8001 one that takes a stream (its own input never ends, or
+/// it would end the stream; no FIFO can be made in a shared directory of the emulated host). Then `run` with its
 /// output in `out`, with `beside` going on meanwhile.
 fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
     let inner = format!(
@@ -31,10 +32,10 @@ fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> 
          {before}
          busybox httpd -f -p {address}:8000 -h www & h=$!
          busybox httpd -f -p [::1]:8000 -h www & g=$!
-         mkfifo hold; busybox nc -l -p 8001 >up <>hold & n=$!
+         hold=/dev/shm/hold.$$; mkfifo $hold; busybox nc -l -p 8001 >up <>$hold & n=$!
          ( {beside} ) & b=$!
          {run} >out 2>err; s=$?
-         kill $b 2>/dev/null; kill $h $g $n 2>/dev/null; wait
+         kill $b 2>/dev/null; kill $h $g $n 2>/dev/null; wait; rm -f $hold
          cat out; cat err >&2
          echo data=$(sha256sum <www/data | cut -c1-64); echo small=$(sha256sum <www/small | cut -c1-64)
          echo sent=$(sha256sum <up | cut -c1-64); echo published=$(cat published 2>/dev/null | head -n 1)
