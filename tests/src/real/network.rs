@@ -111,13 +111,13 @@ fn tap(room: &mut Room<'_>, which: Tap) -> Verdict {
             "",
             "tap",
             "until ip addr add 192.168.77.1/24 dev mayfly0 2>/dev/null; do sleep 0.1; done",
-            "echo left=$(ls -d /sys/class/net/mayfly0 2>/dev/null | wc -l)",
+            "echo left=$(ip -o link show mayfly0 2>/dev/null | wc -l)",
         ),
         Tap::Named => (
             "ip tuntap add tap7 mode tap multi_queue && ip addr add 192.168.77.1/24 dev tap7 && ip link set tap7 up",
             "tap=tap7,queues=2",
             "true",
-            "echo left=$(ls -d /sys/class/net/tap7 2>/dev/null | wc -l)",
+            "echo left=$(ip -o link show tap7 2>/dev/null | wc -l)",
         ),
     };
     let run = mayfly(room, &kernel, &initrd, &format!("--cpus 2 --net {net} --cmdline 'quiet test.do=tap'"));
