@@ -183,6 +183,31 @@ fn many_in_flight_all_come_back() {
     }
 }
 
+#[test]
+fn large_requests_leave_the_lane_to_others() {
+    use rustix::fs::{MemfdFlags, memfd_create};
+    let host = FakeHost::default();
+    let file = File::from(memfd_create("large", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(64 << 20).unwrap();
+    host.put(Path::new("a.img"), file);
+    let mut rig = Rig::of("blk", "path=a.img", &host);
+    let mut queue = rig.start(INDIRECT, 8);
+    rig.ram().write_obj([0u64; 2], GuestAddress(HEADERS)).unwrap();
+    // The same memory again and again.
+    let mut parts = vec![(DATA, 128 << 10, true); 254];
+    parts.insert(0, (HEADERS, 16, false));
+    parts.push((HEADERS + 16, 1, true));
+    for _ in 0..6 {
+        queue.push_indirect(rig.memory.ram(), HEADERS + 4096, &parts);
+    }
+    rig.notify(0);
+    for _ in 0..6 {
+        assert_eq!(rig.wait_used(&mut queue).1, (254 << 17) + 1);
+    }
+    rig.settle();
+    assert_eq!(rig.meter("interrupts"), 6, "a visit, and an interrupt, for each 32 MiB");
+}
+
 fn read_without_waiting(file: &File) -> rustix::io::Result<usize> {
     use rustix::io::{IoSliceMut, ReadWriteFlags, preadv2};
     file.write_all_at(&[1], 0).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::disk::{Action, Backend, Disk, Ended, Image};
 use base::lane::Interest;
@@ -23,9 +24,12 @@ use crate::virtio::{Chain, Device, Io, Meters};
 const QUEUE: u16 = 256;
 /// Requests in flight at the most, of all queues. A driver can offer one chain twice, so the size of the ring is no bound.
 const DEPTH: u16 = 128;
+/// Bytes that are moved in one visit of the lane, and one request more. Those in memory move in the call that starts
+/// them: a ring full of the largest would keep the lane from all other devices for seconds.
+const SHARE: u64 = LARGEST;
 /// The token of the disk's bell.
 const DISK: u16 = 0;
-/// The token of the deadline at which the rate limits let the next request through.
+/// The token of the deadline at which the rate limits, or the other devices, let the next request through.
 const ADMIT: u16 = 1;
 
 /// What the disk is opened from, when the driver first starts the device: a disk that no guest uses costs an open
@@ -114,19 +118,27 @@ impl Blk {
         (self.waiting != 0).then_some(queue)
     }
 
-    /// Takes requests while there is room and the limits allow it. What is left waits in the rings.
-    fn admit(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+    /// Takes requests while there is room and the limits allow it, and until `share` bytes are named. What is left waits
+    /// in the rings.
+    fn admit(&mut self, share: &mut u64, io: &mut Io<'_>) -> Result<(), Fault> {
         while !self.free.is_empty()
             && let Some(queue) = self.next_queue()
         {
-            if let Err(wait) = self.throttle.admit() {
-                self.counts.throttled.add(1);
+            let wait = match self.throttle.admit() {
+                Ok(()) if *share > 0 => None,
+                Ok(()) => Some(Duration::ZERO),
+                Err(wait) => {
+                    self.counts.throttled.add(1);
+                    Some(wait)
+                }
+            };
+            if let Some(wait) = wait {
                 self.turn = queue;
                 io.arm(ADMIT, wait);
                 return Ok(());
             }
             match io.next(queue)? {
-                Some(chain) => self.begin(chain, io)?,
+                Some(chain) => *share = share.saturating_sub(self.begin(chain, io)?),
                 None => self.waiting &= !bit(queue),
             }
         }
@@ -135,8 +147,9 @@ impl Blk {
 
     /// Takes requests, starts them together, and answers those that are done at once.
     fn pump(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
+        let mut share = SHARE;
         loop {
-            self.admit(io)?;
+            self.admit(&mut share, io)?;
             let Some(disk) = &mut self.disk else { return Ok(()) };
             disk.go();
             let mut ended = std::mem::take(&mut self.ended);
@@ -151,7 +164,8 @@ impl Blk {
         }
     }
 
-    fn begin(&mut self, chain: Chain, io: &mut Io<'_>) -> Result<(), Fault> {
+    /// Starts a request; the bytes that it moves.
+    fn begin(&mut self, chain: Chain, io: &mut Io<'_>) -> Result<u64, Fault> {
         if chain.writable().is_empty() {
             return Err(Fault::new("block request has no room for its status", 0));
         }
@@ -179,7 +193,7 @@ impl Blk {
             }
             Err(status) => answer(chain, status, 0, io),
         }
-        Ok(())
+        Ok(bytes)
     }
 
     fn submit(&mut self, flight: Flight, io: &mut Io<'_>) {
