@@ -2,6 +2,8 @@
 
 #[path = "virtio/driver.rs"]
 mod driver;
+#[path = "contract/lies.rs"]
+mod lies;
 
 use std::sync::atomic::Ordering;
 
@@ -10,6 +12,7 @@ use base::memory::Memory;
 use devices::catalog::{self, Body, CATALOG, Entry, Presence};
 use devices::virtio::Device;
 use driver::*;
+use lies::*;
 use vm_memory::{Bytes, GuestAddress};
 
 /// Rounds of each random test, for each device.
@@ -116,6 +119,7 @@ fn check_shape(name: &str, device: &dyn Device) {
 /// Sets up all queues, starts the device, offers a polite request in each and has it answer one: the queue it was in.
 /// Of the others some wait for what the host has for the guest.
 fn works<V: Via>(name: &str, rig: &mut Over<V>) -> u16 {
+    rig.via.recover();
     let features = rig.offered();
     assert!(rig.negotiate(features), "{name} accepts what it offers");
     let mut queues = Vec::new();
@@ -352,4 +356,8 @@ over_each_transport! {
     virtio_registers_take_any_access
     lying_rings_break_nothing_but_themselves
     a_guest_that_never_stops_leaves_the_lane_to_others
+    each_lie_is_one_fault
+    queues_that_are_not_in_memory_are_refused
+    nothing_comes_back_into_memory_after_a_reset
+    storms_pass
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use base::bus::Registers;
+use base::bus::{Effect, Registers};
 use base::irq::{Line, Messages, Msi, SharedLine};
 use base::lane::LaneHandle;
 use base::memory::Memory;
@@ -26,6 +26,8 @@ pub trait Via: Sized + 'static {
     fn get(&mut self, at: u64) -> u32;
     /// Writes it.
     fn set(&mut self, at: u64, value: u32);
+    /// Brings it back to the state in which drivers have it, whatever was done to it.
+    fn recover(&mut self);
     /// Rings a doorbell.
     fn notify(&mut self, queue: u16);
     /// Waits for the lane.
@@ -61,6 +63,7 @@ impl Via for Mmio {
     fn set(&mut self, at: u64, value: u32) {
         self.0.write(at, &value.to_le_bytes());
     }
+    fn recover(&mut self) {}
     fn notify(&mut self, queue: u16) {
         self.set(reg::NOTIFY, queue.into());
     }
@@ -114,12 +117,25 @@ impl Line for Pin {
 /// the message with the data `0x40 + n`; 0 is for the configuration, 1 for all queues.
 pub struct Pci {
     pub function: pci::Pci,
+    space: Space,
     pub ecam: Box<dyn Registers>,
     pub ports: [Box<dyn Registers>; 2],
     pub post: Arc<Post>,
     pub pin: Arc<Pin>,
     /// Whether queues and configuration get vectors again after each reset.
     pub vectors: bool,
+}
+
+/// Its configuration space alone: of ECAM it is but a small part.
+struct Space(pci::Pci);
+
+impl Registers for Space {
+    fn read(&mut self, at: u64, data: &mut [u8]) {
+        self.0.read_config(usize::try_from(at).unwrap(), data);
+    }
+    fn write(&mut self, at: u64, data: &[u8]) -> Effect {
+        self.0.write_config(usize::try_from(at).unwrap(), data)
+    }
 }
 
 /// Where the window of the function is at first.
@@ -224,7 +240,9 @@ impl Via for Pci {
             Place { device: root.next().unwrap(), base: BASE, pin: (pin.clone(), 5), messages: post.clone() };
         let function = pci::Pci::attach("test0", device, memory, place, lane).unwrap();
         root.add(Box::new(function.clone()));
-        let mut pci = Pci { function, ecam: root.ecam(), ports: root.ports(), post, pin, vectors: true };
+        let space = Space(function.clone());
+        let mut pci =
+            Pci { function, space, ecam: root.ecam(), ports: root.ports(), post, pin, vectors: true };
         pci.enable();
         pci
     }
@@ -232,10 +250,11 @@ impl Via for Pci {
         &mut self.function
     }
     fn any(&mut self, which: u64) -> (&mut dyn Registers, u64) {
-        match which % 6 {
+        match which % 8 {
             0 => (self.ecam.as_mut(), 2 << 15),
             1 => (self.ports[0].as_mut(), 1),
             2 => (self.ports[1].as_mut(), 4),
+            3 | 4 => (&mut self.space, 0x100),
             _ => (&mut self.function, WINDOW_LEN),
         }
     }
@@ -259,6 +278,9 @@ impl Via for Pci {
         if at == at::STATUS && value == 0 {
             self.choose();
         }
+    }
+    fn recover(&mut self) {
+        self.enable();
     }
     fn notify(&mut self, queue: u16) {
         self.write(at::BELLS + 4 * u64::from(queue), queue.into(), 2);
