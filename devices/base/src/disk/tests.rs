@@ -152,3 +152,127 @@ fn a_job_in_the_page_cache_ends_in_the_call_that_starts_it() {
         all_well(&ended, &[0]);
     }
 }
+
+/// A host disk that is full: a file that must not grow.
+fn full(bytes: u64, room: u64) -> File {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = File::from(memfd_create("full", flags).unwrap());
+    super::qcow2::create(file.try_clone().unwrap(), bytes, None).unwrap();
+    file.set_len(room).unwrap();
+    fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+    file
+}
+
+#[test]
+fn a_full_host_disk_loses_nothing_that_was_written() {
+    const BYTES: u64 = 64 << 20;
+    let file = full(BYTES, 1 << 20);
+    let open = |file: &File| {
+        let image = super::qcow2::Opening::new(file.try_clone().unwrap(), true).unwrap().image(None);
+        let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
+        (Disk::open(&image, &memory, Backend::Auto, 8, "disk0").unwrap(), memory)
+    };
+    let (mut disk, mut memory) = open(&file);
+    let act = |disk: &mut Disk, action, at: u64| {
+        disk.take(0, action, (at, 4096), [(0x1000, 4096)].into_iter()).unwrap();
+        run(disk).pop().unwrap().1
+    };
+    let (mut known, mut refused) = (std::collections::BTreeMap::new(), 0);
+    for round in 0..400u64 {
+        // Some new clusters, some that are there.
+        let among = if round % 3 == 0 { BYTES } else { 1 << 20 };
+        let at = (round.wrapping_mul(0x9e37_79b9_7f4a_7c15) % among) & !4095;
+        let byte = u8::try_from(round % 255).unwrap() + 1;
+        memory.ram().write_slice(&[byte; 4096], GuestAddress(0x1000)).unwrap();
+        match act(&mut disk, Action::Write, at) {
+            Ok(()) => {
+                known.insert(at, byte);
+            }
+            Err(_) => {
+                refused += 1;
+                known.remove(&at);
+            }
+        }
+        if round % 50 == 49 {
+            let flushed = act(&mut disk, Action::Flush, 0);
+            if flushed.is_ok() && round % 100 == 99 {
+                drop(disk);
+                (disk, memory) = open(&file);
+            }
+        }
+        for (at, byte) in &known {
+            act(&mut disk, Action::Read, *at).unwrap();
+            let mut found = [0; 4096];
+            memory.ram().read_slice(&mut found, GuestAddress(0x1000)).unwrap();
+            assert!(found == [*byte; 4096], "round {round}: {at:#x} reads {:#x}, not {byte:#x}", found[0]);
+        }
+    }
+    assert!(refused > 10 && known.len() > 10, "{refused} refused, {} written", known.len());
+}
+
+/// Jobs in flight at once on pieces of the same clusters and pages do not disturb each other.
+#[test]
+fn neighbours_changed_at_once_stay_apart() {
+    const BYTES: usize = 1024;
+    const PIECE: u64 = BYTES as u64;
+    const PIECES: u64 = 512;
+    let file = |byte: u8| {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&vec![byte; usize::try_from(PIECE * PIECES).unwrap()], 0).unwrap();
+        file
+    };
+    let on_raw = || {
+        let top = tempfile::tempfile().unwrap();
+        let backing = Some(("base.img".to_owned(), "raw"));
+        super::qcow2::create(top.try_clone().unwrap(), PIECE * PIECES, backing).unwrap();
+        let opening = super::qcow2::Opening::new(top, true).unwrap();
+        opening.image(Some(super::qcow2::Backing::raw(file(0xee)).unwrap()))
+    };
+    let throwaway = || Image::throwaway(file(0xee), tempfile::tempfile().unwrap()).unwrap();
+    for round in 0..16u64 {
+        let images = [
+            ("raw", Image::raw(file(0xee)), Backend::Uring),
+            ("overlay", throwaway(), Backend::Uring),
+            ("overlay on threads", throwaway(), Backend::Threads),
+            ("qcow2 on raw", on_raw(), Backend::Auto),
+        ];
+        for (name, image, backend) in images {
+            let memory = Memory::new(&[(0, PIECE * PIECES)]).unwrap();
+            let mut disk = Disk::open(&image, &memory, backend, 128, "disk0").unwrap();
+            // An odd factor: each piece once, neighbours soon after each other or far apart.
+            let order = (0..PIECES).map(|n| n * (2 * round + 1) % PIECES);
+            let mut expected = vec![0xee; usize::try_from(PIECES).unwrap()];
+            for (n, piece) in order.enumerate() {
+                if n % 128 == 0 {
+                    assert!(run(&mut disk).iter().all(|(_, end)| end.is_ok()), "{name}");
+                }
+                let place = usize::try_from(piece).unwrap();
+                let (at, byte) = (piece * PIECE, u8::try_from(piece % 250).unwrap() + 1);
+                memory.ram().write_slice(&[byte; BYTES], GuestAddress(at)).unwrap();
+                let action = match (piece * 7 + round) % 8 {
+                    0 => Action::Zero { unmap: true },
+                    1 => Action::Zero { unmap: false },
+                    2 => continue,
+                    _ => Action::Write,
+                };
+                expected[place] = if action == Action::Write { byte } else { 0 };
+                let part = (action == Action::Write).then_some((at, 1024));
+                disk.take(u16::try_from(n % 128).unwrap(), action, (at, PIECE), part.into_iter()).unwrap();
+            }
+            assert!(run(&mut disk).iter().all(|(_, end)| end.is_ok()), "{name}");
+            let whole = PIECE * PIECES;
+            disk.take(0, Action::Read, (0, whole), [(0, u32::try_from(whole).unwrap())].into_iter()).unwrap();
+            all_well(&run(&mut disk), &[0]);
+            let mut found = vec![0; usize::try_from(whole).unwrap()];
+            memory.ram().read_slice(&mut found, GuestAddress(0)).unwrap();
+            for (piece, (bytes, expected)) in found.chunks(BYTES).zip(expected).enumerate() {
+                assert!(
+                    bytes.iter().all(|byte| *byte == expected),
+                    "{name}, round {round}: piece {piece} is {:#x}, not {expected:#x}",
+                    bytes[0]
+                );
+            }
+        }
+    }
+}
