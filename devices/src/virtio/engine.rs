@@ -3,7 +3,7 @@
 //! Doorbells wake it; it quiets the ring, lets the device work, listens again, and interrupts the driver at most
 //! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::chain::{Buffer, Chain};
+use super::doorbell::Doorbell;
 use super::interrupt::Interrupt;
 use super::ring::{Left, Ring, Setup};
 use super::{Device, Meters};
@@ -27,34 +28,6 @@ pub const FEATURES: u64 =
 
 /// Device tokens lie above the queue indices, which share the numbers of a lane's work.
 const DEVICE_TOKENS: u32 = 1 << 16;
-
-/// An eventfd that the driver's notification of one queue writes to.
-#[derive(Clone, Debug)]
-pub struct Doorbell {
-    /// The queue, which is also the value that the driver writes.
-    pub queue: u16,
-    fd: Arc<OwnedFd>,
-}
-
-impl Doorbell {
-    pub(super) fn new(queue: u16) -> rustix::io::Result<Doorbell> {
-        use rustix::event::{EventfdFlags, eventfd};
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Doorbell { queue, fd: Arc::new(fd) })
-    }
-
-    /// Does what the hypervisor's ioeventfd does.
-    pub fn ring(&self) {
-        // Fails only when the counter is full, and then the lane is awake already.
-        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-    }
-}
-
-impl AsFd for Doorbell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Config {

@@ -14,7 +14,8 @@ use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 
-use super::engine::{Doorbell, Engine, FEATURES, Shared};
+use super::doorbell::Doorbell;
+use super::engine::{Engine, FEATURES, Shared};
 use super::interrupt::{Interrupt, NO_VECTOR, Source};
 use super::ring::Setup;
 use super::{Device, Meters};

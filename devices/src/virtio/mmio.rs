@@ -85,7 +85,7 @@ impl Mmio {
     /// The doorbells: 4 bytes at [`NOTIFY`], matching the queue index. Without ioeventfds nothing is lost: the register
     /// rings them itself.
     pub fn bells(&self) -> Vec<Bell> {
-        let bell = |doorbell: &super::engine::Doorbell| Bell {
+        let bell = |doorbell: &super::doorbell::Doorbell| Bell {
             at: NOTIFY,
             value: Some(doorbell.queue.into()),
             doorbell: doorbell.clone(),

@@ -9,6 +9,7 @@
 //! Section numbers are those of *Virtual I/O Device (VIRTIO) Version 1.2*.
 
 pub mod chain;
+pub mod doorbell;
 pub mod engine;
 pub mod front;
 pub mod interrupt;
@@ -36,7 +37,7 @@ pub struct Bell {
     /// The 4-byte value that rings it; `None`: any write there does, of any width.
     pub value: Option<u32>,
     /// What to signal.
-    pub doorbell: engine::Doorbell,
+    pub doorbell: doorbell::Doorbell,
 }
 
 /// A virtio device, as its author writes it: it takes chains of buffers and says what it wrote.
