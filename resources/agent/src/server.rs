@@ -108,7 +108,8 @@ impl Server {
     /// The host broke the protocol, or the stream failed.
     pub fn serve(mut self) -> io::Result<End> {
         let end = self.turn_until_end();
-        for program in self.programs.values() {
+        // The number of one that has been reaped may be somebody else's by now.
+        for program in self.programs.values().filter(|program| program.outcome.is_none()) {
             signal_group(program.pid, Signal::KILL);
         }
         end

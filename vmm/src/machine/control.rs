@@ -139,7 +139,7 @@ pub fn end_of_vcpu(leave: Leave, whereabouts: impl FnOnce() -> String) -> Option
 }
 
 /// Takes delayed writes where no exit follows them: a guest that prints and then idles in the kernel's arms. Looks
-/// often while there are some, and once a second in the long run.
+/// often while there are some, and ten times a second in the long run.
 struct Gleaner {
     board: Arc<Board>,
     seen: u64,
@@ -147,7 +147,7 @@ struct Gleaner {
 }
 
 const SHORTEST: Duration = Duration::from_millis(10);
-const LONGEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_millis(100);
 
 impl Control {
     /// Has delayed writes of `board` taken even when no exit follows them.
