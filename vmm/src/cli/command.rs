@@ -201,11 +201,20 @@ fn device_flags(run: Command, detail: Detail) -> Command {
     first.into_iter().chain(rest).fold(run.next_help_heading("Devices"), |run, entry| {
         let flag = Arg::new(entry.name())
             .long(entry.flag())
-            .value_name(if entry.presence() == Presence::Standard("on") { "on|off" } else { "SPEC" })
+            .value_name(value_name(entry, detail))
             .action(ArgAction::Append)
             .help(summary(entry));
         run.arg(if detail == Detail::Keys { flag.long_help(keys(entry)) } else { flag })
     })
+}
+
+/// What stands for the value of a device's flag. Only who asks for the keys waits for them to be looked up.
+fn value_name(entry: &dyn Entry, detail: Detail) -> &'static str {
+    if entry.presence() != Presence::Standard("on") {
+        return "SPEC";
+    }
+    let more = detail == Detail::Keys && settings(&Value::from(entry.schema())).next().is_some();
+    if more { "on|off|SPEC" } else { "on|off" }
 }
 
 fn end_flags(run: Command) -> Command {
@@ -361,8 +370,7 @@ fn summary(entry: &dyn Entry) -> String {
 fn keys(entry: &dyn Entry) -> String {
     let schema = Value::from(entry.schema());
     let mut text = summary(entry);
-    let properties = schema.get("properties").and_then(Value::as_object);
-    let mut keys: Vec<_> = properties.into_iter().flatten().filter(|(key, _)| *key != SWITCH).collect();
+    let mut keys: Vec<_> = settings(&schema).collect();
     // By the alphabet, but the key that an example cannot do without comes first.
     let first = entry.example().split_once('=').map(|(key, _)| key);
     keys.sort_by_key(|(key, _)| Some(key.as_str()) != first);
@@ -380,6 +388,12 @@ fn keys(entry: &dyn Entry) -> String {
         }
     }
     text
+}
+
+/// The keys of a device's schema, but for the one that `on` and `off` stand for.
+fn settings(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    let properties = schema.get("properties").and_then(Value::as_object);
+    properties.into_iter().flatten().filter(|(key, _)| *key != SWITCH)
 }
 
 /// The key of a device that a machine has or has not.
@@ -433,7 +447,7 @@ mod tests {
             "--memory",
             "Devices:",
             "--disk",
-            "--rng <on|off>",
+            "--rng <on|off|SPEC>",
             "Run:",
             "--timeout",
             "Fine tuning:",
@@ -442,8 +456,9 @@ mod tests {
             "--verbose",
         ];
         assert!(order.map(at).is_sorted(), "{help}");
+        assert!(at("--i8042 <on|off>") > at("rate: Bytes in a second"));
         assert!(at("pty: A new pseudo-terminal") > at("to: A place that is no file"));
-        assert!(!help.contains("enabled:"), "a device that is on or off needs no keys");
+        assert!(!help.contains("enabled:"), "that a device is on or off needs no key");
     }
 
     #[test]
