@@ -42,6 +42,7 @@ const NEEDS: &[Need] = &[
     need("VIRTIO_BLK", "disks", false, true),
     need("EXT4_FS", "an ext4 root file system", false, true),
     need("HW_RANDOM_VIRTIO", "entropy from the host", false, true),
+    need("VIRTIO_BALLOON", "memory given back to the host", false, true),
     need("VIRTIO_NET", "network cards", false, true),
     need("VIRTIO_VSOCKETS", "sockets to the host", false, true),
     need("VIRTIO_FS", "shared directories", false, true),

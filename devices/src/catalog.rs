@@ -266,7 +266,7 @@ macro_rules! catalog {
     };
 }
 
-catalog! { rng blk net vsock serial console i8042 rtc debugcon debugexit pvpanic power }
+catalog! { rng balloon blk net vsock serial console i8042 rtc debugcon debugexit pvpanic power }
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Entry> {

@@ -111,6 +111,30 @@ impl Memory {
         ram::adopt(region, guest - region.start_addr().0, scratch, offset, len)
     }
 
+    /// Gives the host back the memory behind `len` bytes of guest RAM at `guest`; both are multiples of 4096. The guest
+    /// may use them again at any time: then they are backed anew, one fault at a time.
+    ///
+    /// What is found there afterwards is zeros, or what the file holds that is mapped there ([`Memory::map_file`]): never
+    /// anything of another process, and never what was written last.
+    ///
+    /// # Errors
+    /// Not all of the range is RAM, a number is not page-aligned, or the host refuses (locked memory).
+    pub fn discard(&self, guest: u64, len: u64) -> io::Result<()> {
+        let bytes = usize::try_from(len).unwrap_or(usize::MAX);
+        if len == 0 || !self.ram.check_range(GuestAddress(guest), bytes) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let end = guest.saturating_add(len);
+        for region in self.ram.iter() {
+            let (first, last) = (region.start_addr().0, region.start_addr().0.saturating_add(region.len()));
+            let (from, to) = (guest.max(first), end.min(last));
+            if from < to {
+                ram::discard(region, from - first, to - from)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Bytes of guest RAM that are backed by host memory now.
     ///
     /// # Errors
@@ -172,6 +196,40 @@ mod tests {
         for (guest, offset, len) in [(0x3001, 0, 4096), (0x3000, 1, 4096), (0, 0, 100), (8 << 20, 0, 4096)] {
             assert!(memory.copy_file(guest, &file, offset, len).is_err(), "{guest:#x} {offset} {len}");
         }
+    }
+
+    #[test]
+    fn discards_what_was_written_and_nothing_beside_it() {
+        let pieces = [(0, 4 << 20), (4 << 20, 4 << 20)];
+        let memory = Memory::new(&pieces).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        memory.map_file(0x3000, &file, 0, 4096).unwrap();
+        let byte = |at| memory.ram().read_obj::<u8>(GuestAddress(at)).unwrap();
+        for at in (0..8 << 20).step_by(4096) {
+            memory.ram().write_obj(9u8, GuestAddress(at)).unwrap();
+        }
+        let before = memory.resident().unwrap();
+        // Over the border of two pieces.
+        memory.discard(1 << 20, 6 << 20).unwrap();
+        assert_eq!(memory.resident().unwrap(), before - (6 << 20));
+        assert_eq!([(1 << 20) - 4096, 1 << 20, (7 << 20) - 4096, 7 << 20].map(byte), [9, 0, 0, 9]);
+        memory.ram().write_obj(5u8, GuestAddress(1 << 20)).unwrap();
+        assert_eq!(byte(1 << 20), 5, "it can be used again");
+        memory.discard(0x2000, 0x2000).unwrap();
+        assert_eq!([0x1000, 0x2000, 0x3000, 0x4000].map(byte), [9, 0, 7, 9], "a file shows again");
+        for (guest, len) in [
+            (0x1001, 4096),
+            (0, 100),
+            (0, 0),
+            (7 << 20, 2 << 20),
+            (8 << 20, 4096),
+            (u64::MAX - 4095, 8192),
+            (0, u64::MAX),
+        ] {
+            assert!(memory.discard(guest, len).is_err(), "{guest:#x} {len}");
+        }
+        assert_eq!(byte(7 << 20), 9, "a range that is refused is left alone");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One file for each device.
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod debugcon;

@@ -12,6 +12,7 @@ macro_rules! over {
     ($module:ident, $via:ident) => {
         #[path = "."]
         mod $module {
+            mod balloon;
             mod blk;
             mod console;
             mod images;

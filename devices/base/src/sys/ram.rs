@@ -143,6 +143,15 @@ pub fn map_file(region: &GuestRegionMmap, at: u64, file: &File, offset: u64, len
     Ok(())
 }
 
+/// Gives the host back what stands behind a part of the region: what was written there is gone.
+pub fn discard(region: &GuestRegionMmap, at: u64, len: u64) -> io::Result<()> {
+    let (host, len) = pages(region, at, 0, len)?;
+    // SAFETY: the range lies within the region, which stays mapped. Its bytes change under whoever looks at them, as by
+    // a write of the guest; it is only ever reached through volatile accesses and raw pointers of vm-memory.
+    unsafe { madvise(host, len, Advice::LinuxDontNeed) }?;
+    Ok(())
+}
+
 /// What is copied at once: little enough that `memcpy` moves vectors. For more it takes a string instruction, which
 /// an emulated processor carries out byte by byte.
 const PIECE: usize = 1024;
