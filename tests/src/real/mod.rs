@@ -12,6 +12,7 @@ mod consoles;
 mod disks;
 mod ends;
 mod images;
+mod memory;
 mod network;
 mod pci;
 mod sockets;
@@ -27,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         pci::cases(),
         sockets::cases(),
         consoles::cases(),
+        memory::cases(),
     ]
     .into_iter()
     .flatten()
