@@ -49,8 +49,7 @@ pub struct This;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// How much the guest is asked to give back, such as 256M: whole pages of 4 KiB, less than its memory (default:
-    /// nothing).
+    /// How much the guest is asked to give back, such as 256M: whole pages of 4 KiB, less than its memory.
     #[serde(default = "nothing")]
     pub size: Amount,
     /// on: a guest that runs out of memory takes back what it has given, instead of ending programs.
