@@ -16,8 +16,8 @@ balloon() {
   $B awk '/^balloon_inflate/ {n += $2} /^balloon_deflate/ {n -= $2} END {print n / 256}' /proc/vmstat
 }
 intact() {
-  $B yes mayfly | $B head -c 60M >/fill/a; $B cp /fill/a /fill/b
-  $B cmp /fill/a /fill/b && [ $(fill 100 c) = 100 ] && [ $($B tr -d '\\0' </fill/c | $B wc -c) = 0 ] && echo intact=yes
+  $B yes mayfly | $B head -c 60000000 >/fill/a; $B cp /fill/a /fill/b
+  [ $($B stat -c %s /fill/b) = 60000000 ] && $B cmp /fill/a /fill/b && [ $(fill 100 c) = 100 ] && [ $($B tr -d '\\0' </fill/c | $B wc -c) = 0 ] && echo intact=yes
 }
 ";
 
@@ -44,6 +44,9 @@ echo inflated=yes
 echo needed=$(fill 200 x)
 ";
 
+/// Whether the driver reports free pages, which it accepts by feature 5.
+const ACCEPTED: &str = "echo reports=$($B cut -c6 /sys/bus/virtio/drivers/virtio_balloon/virtio*/features)\n";
+
 pub fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = Flavour::ALL
         .into_iter()
@@ -64,24 +67,38 @@ pub fn cases() -> Vec<Case> {
         }));
     }
     cases.push(Case::new("real::memory::balloon_gives_way_before_programs_do", |room| {
-        let (kernel, initrd) = stock(Flavour::Cloud)?;
-        let more = room.dir.join("more.cpio");
-        initramfs::write_more(&kernel, &more, "memory", &format!("{WORDS}{OOM}"), &["virtio_balloon"], &[])?;
-        let output = room.guest(&format!(
-            "--kernel {} --initrd {} --initrd more.cpio --timeout 90s --balloon size=360M,deflate_on_oom=on \
-             --cmdline 'quiet test.do=memory'",
-            kernel.bzimage().display(),
-            initrd.display()
-        ))?;
-        output.code(0)?;
+        let output = plain(room, "--balloon size=360M,deflate_on_oom=on", "", OOM)?;
         expect(&output, "inflated", "yes")?;
         expect(&output, "needed", "200")
+    }));
+    // A kernel that takes a free page for a zeroed one must not be given a kernel file's bytes in it.
+    cases.push(Case::new("real::memory::none_is_reported_by_who_relies_on_it", |room| {
+        for (word, wanted) in [("", "1"), ("init_on_free=1", "0")] {
+            let output = plain(room, "--balloon reporting=on", word, &format!("{ACCEPTED}intact\n"))?;
+            expect(&output, "reports", wanted)?;
+            expect(&output, "intact", "yes")?;
+        }
+        Ok(())
     }));
     cases
 }
 
 fn report(room: &mut Room<'_>, flavour: Flavour, balloon: &str, arguments: &str) -> Verdict {
     watched(room, flavour, &format!("--balloon {balloon} {arguments}"), REPORT, 250).map(drop)
+}
+
+/// Runs a guest to its end, with `word` on its kernel's command line.
+fn plain(room: &mut Room<'_>, arguments: &str, word: &str, script: &str) -> Result<Output, Stop> {
+    let (kernel, initrd) = stock(Flavour::Cloud)?;
+    let more = room.dir.join("more.cpio");
+    initramfs::write_more(&kernel, &more, "memory", &format!("{WORDS}{script}"), &["virtio_balloon"], &[])?;
+    let output = room.guest(&format!(
+        "--kernel {} --initrd {} --initrd more.cpio --timeout 90s {arguments} --cmdline 'quiet {word} test.do=memory'",
+        kernel.bzimage().display(),
+        initrd.display()
+    ))?;
+    output.code(0)?;
+    Ok(output)
 }
 
 /// Runs a guest that says `filled=` and `freed=`, and goes on at a line each. Demands that the host's memory for it then is
