@@ -30,9 +30,15 @@ pub const EBDA: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP comes first, where a guest that scans for it looks.
 pub const ACPI: u64 = 0xe_0000;
 /// Room for the ACPI tables.
-pub const ACPI_LEN: u64 = 0x1_c000;
+pub const ACPI_LEN: u64 = 0x1_0000;
+/// SMBIOS tables; the entry point comes first, where a guest begins to look for it.
+pub const SMBIOS: u64 = 0xf_0000;
+/// Room for the SMBIOS tables.
+pub const SMBIOS_LEN: u64 = 0xb000;
+/// A page with the 16 bytes of the VM generation ID.
+pub const GENERATION_ID: u64 = SMBIOS + SMBIOS_LEN;
 /// The MP table, for kernels without ACPI.
-pub const MP_TABLE: u64 = ACPI + ACPI_LEN;
+pub const MP_TABLE: u64 = 0xf_c000;
 /// Room for the MP table.
 pub const MP_TABLE_LEN: u64 = 0x4000;
 /// The pointer to the MP table: in the last KiB of conventional memory.

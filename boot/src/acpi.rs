@@ -15,7 +15,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
-use arch::layout::{ACPI, ACPI_LEN, IOAPIC, LAPIC};
+use arch::layout::{ACPI, ACPI_LEN, GENERATION_ID, IOAPIC, LAPIC};
 use base::memory::Memory;
 use base::node::{HostBridge, Node};
 use base::ports::SLEEP_TYPE_OFF;
@@ -61,6 +61,8 @@ pub struct Machine<'a> {
     pub full_irqchip: bool,
     /// Whether there is a CMOS real-time clock.
     pub rtc: bool,
+    /// The VM generation ID, if the guest is to find one.
+    pub generation: Option<[u8; 16]>,
 }
 
 /// Writes the tables where `arch::layout` has them.
@@ -69,7 +71,12 @@ pub struct Machine<'a> {
 /// As [`tables`], or there is no memory there.
 pub fn place(machine: &Machine, memory: &Memory) -> Result<()> {
     let tables = tables(machine)?;
-    memory.ram().write_slice(&tables, GuestAddress(ACPI)).doing(Why::Invalid, || "write the ACPI tables")
+    memory.ram().write_slice(&tables, GuestAddress(ACPI)).doing(Why::Invalid, || "write the ACPI tables")?;
+    if let Some(id) = machine.generation {
+        let at = GuestAddress(GENERATION_ID);
+        memory.ram().write_slice(&id, at).doing(Why::Invalid, || "write the VM generation ID")?;
+    }
+    Ok(())
 }
 
 /// The tables as they lie from `layout::ACPI` on, the RSDP first.
@@ -198,6 +205,9 @@ fn dsdt(machine: &Machine) -> Result<Vec<u8>> {
     if let Some(bridge) = machine.bridge {
         devices.extend(pci::host_bridge(bridge, machine.ioapic_pins)?);
     }
+    if machine.generation.is_some() {
+        generation_counter()?.to_aml_bytes(&mut devices);
+    }
     let mut dsdt = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&Scope::raw("_SB_".into(), devices));
     let zero = 0u8;
@@ -249,6 +259,26 @@ fn device(node: &Node, pins: u32) -> Result<Raw> {
     let mut bytes = Vec::new();
     let children = names.iter().map(|name| name as &dyn Aml).collect();
     Device::new(Path::new(&node.name), children).to_aml_bytes(&mut bytes);
+    Ok(Raw(bytes))
+}
+
+/// The device that says where the generation ID is (Microsoft, "Virtual Machine Generation ID", 2012): guests know it by
+/// its compatible ID, and read ADDR, the two halves of the address.
+fn generation_counter() -> Result<Raw> {
+    let [low, high] = [GENERATION_ID & 0xffff_ffff, GENERATION_ID >> 32]
+        .map(|half| u32::try_from(half).doing(Why::Host, || "write the ACPI tables"));
+    let (low, high, present) = (low?, high?, 0x0fu8);
+    let address = Package::new(vec![&low, &high]);
+    let names = [
+        Name::new("_HID".into(), &"QEMUVGID"),
+        Name::new("_CID".into(), &"VM_Gen_Counter"),
+        Name::new("_DDN".into(), &"VM_Gen_Counter"),
+        Name::new("_STA".into(), &present),
+        Name::new("ADDR".into(), &address),
+    ];
+    let mut bytes = Vec::new();
+    let children = names.iter().map(|name| name as &dyn Aml).collect();
+    Device::new("VGEN".into(), children).to_aml_bytes(&mut bytes);
     Ok(Raw(bytes))
 }
 

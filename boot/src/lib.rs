@@ -1,7 +1,7 @@
 //! What stands in guest memory before the first instruction.
 //!
 //! A [`Plan`] names it - kernel, initrd, command line, machine - and [`place`] puts it there: the kernel where it
-//! wants to be, the initrd above it, ACPI tables (and for a kernel without ACPI an MP table) in the firmware area, and the page that tells the kernel of them all.
+//! wants to be, the initrd above it, ACPI and SMBIOS tables (and for a kernel without ACPI an MP table) in the firmware area, and the page that tells the kernel of them all.
 //! Nothing here knows a hypervisor: it needs guest memory only, and can run while others set up the rest.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod linux;
 mod map;
 pub mod mptable;
 mod pvh;
+pub mod smbios;
 
 use std::borrow::Cow;
 
@@ -69,6 +70,8 @@ pub struct Plan<'a> {
     pub protocol: Protocol,
     /// How the kernel's code comes into memory.
     pub loading: Loading,
+    /// Who made the machine, as SMBIOS says.
+    pub identity: smbios::Identity<'a>,
     /// What the ACPI tables describe, or the MP table for a kernel without ACPI.
     pub machine: acpi::Machine<'a>,
 }
@@ -121,6 +124,7 @@ pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
         .doing(Why::Invalid, || "write the kernel command line")?;
     // A kernel without ACPI does not look at them.
     acpi::place(&plan.machine, memory)?;
+    smbios::place(&plan.identity, memory)?;
     let by_pvh = plan.protocol == Protocol::Pvh || (plan.protocol == Protocol::Auto && kernel.only_pvh);
     if let (true, Some(entry)) = (by_pvh, kernel.pvh) {
         pvh::place(initrd, memory, &map)?;

@@ -182,6 +182,7 @@ mod tests {
             ioapic_pins: 24,
             full_irqchip,
             rtc: true,
+            generation: None,
         }
     }
 

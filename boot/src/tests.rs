@@ -14,6 +14,7 @@ fn machine() -> acpi::Machine<'static> {
         ioapic_pins: 24,
         full_irqchip: false,
         rtc: true,
+        generation: None,
     }
 }
 
@@ -43,7 +44,15 @@ fn debian() -> Vec<PathBuf> {
 }
 
 fn plan<'a>(kernel: &'a Kernel, initrd: &'a [Part], cmdline: &'a str) -> Plan<'a> {
-    Plan { kernel, initrd, cmdline, protocol: Protocol::Auto, loading: Loading::Map, machine: machine() }
+    Plan {
+        kernel,
+        initrd,
+        cmdline,
+        protocol: Protocol::Auto,
+        loading: Loading::Map,
+        identity: smbios::Identity::default(),
+        machine: machine(),
+    }
 }
 
 /// A bare-metal guest of one instruction, at 1 MiB.

@@ -6,6 +6,7 @@
 mod choices;
 mod cmdline;
 mod devices;
+mod identity;
 mod metrics;
 mod units;
 
@@ -17,6 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::devices::Device;
+pub use self::identity::{GenerationId, Smbios, Uuid};
 pub use self::metrics::Metrics;
 pub use choices::{Accel, Irqchip, KernelMemory, OnReset, Protocol, Transport};
 pub use cmdline::{Cmdline, DEFAULT_CMDLINE, NO_PCI};
@@ -55,6 +57,10 @@ pub struct Plan {
     pub irqchip: Irqchip,
     /// How drivers reach virtio devices.
     pub transport: Transport,
+    /// What the guest reads about its machine in SMBIOS.
+    pub smbios: Smbios,
+    /// The VM generation ID; without it the guest finds none.
+    pub generation_id: Option<GenerationId>,
     /// What a reset by the guest does.
     pub on_reset: OnReset,
     /// What runs the vCPUs.
@@ -79,6 +85,8 @@ impl Default for Plan {
             memory: DEFAULT_MEMORY,
             irqchip: Irqchip::default(),
             transport: Transport::default(),
+            smbios: Smbios::default(),
+            generation_id: None,
             on_reset: OnReset::default(),
             accel: Accel::default(),
             timeout: None,
@@ -187,6 +195,7 @@ impl Plan {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
         }
+        boot::smbios::tables(&self.smbios.identity())?;
         self.metrics.iter().try_for_each(Metrics::check)?;
         let cmdline = self.cmdline.text(self.transport == Transport::Pci, self.terminal());
         let most = arch::layout::CMDLINE_MAX - 1;

@@ -30,6 +30,7 @@ fn machine(nodes: &[Node]) -> Machine<'_> {
         ioapic_pins: 24,
         full_irqchip: false,
         rtc: true,
+        generation: None,
     }
 }
 
@@ -131,6 +132,32 @@ fn a_guest_finds_the_pci_bus() {
 }
 
 #[test]
+fn a_guest_finds_its_generation_id() {
+    let id = *b"sixteen bytes id";
+    let memory = Memory::new(&arch::layout::ram(2 << 20)).unwrap();
+    place(&Machine { generation: Some(id), ..machine(&[]) }, &memory).unwrap();
+    let mut bytes = vec![0; usize::try_from(ACPI_LEN).unwrap()];
+    memory.ram().read_slice(&mut bytes, GuestAddress(ACPI)).unwrap();
+    let [dsdt, ..] = walk(&bytes);
+    // NameOp, the name, PackageOp, its length and count, a DWord or what is shorter for each half.
+    let name = dsdt.windows(5).position(|w| w == b"\x08ADDR").unwrap();
+    let halves = &dsdt[name + 5..name + 14];
+    assert_eq!(
+        halves[..4],
+        [0x12, 8, 2, 0x0c],
+        "a package of two integers, the first in a DWord: {halves:x?}"
+    );
+    let at = word(dsdt, name + 9);
+    assert_eq!(dsdt[name + 13], 0, "the upper half");
+    let mut found = [0; 16];
+    memory.ram().read_slice(&mut found, GuestAddress(at.into())).unwrap();
+    assert_eq!((found, at % 8), (id, 0));
+    assert!(dsdt.windows(14).any(|w| w == b"VM_Gen_Counter"));
+    let without = tables(&machine(&[])).unwrap();
+    assert!(!without.windows(4).any(|w| w == b"VGEN"), "only who asks for it has one");
+}
+
+#[test]
 fn refuses_what_is_no_description() {
     let good = nodes().remove(0);
     let text = |node: Node| tables(&machine(&[node])).unwrap_err().summary();
@@ -152,7 +179,8 @@ fn acpica_reads_them() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes();
     let bridge = bridge();
-    let bytes = tables(&Machine { bridge: Some(&bridge), ..machine(&nodes) }).unwrap();
+    let generation = Some([7; 16]);
+    let bytes = tables(&Machine { bridge: Some(&bridge), generation, ..machine(&nodes) }).unwrap();
     let [dsdt, fadt, madt] = walk(&bytes);
     for (name, table) in [("dsdt", dsdt), ("fadt", fadt), ("madt", madt)] {
         let file = dir.path().join(name);
@@ -181,6 +209,9 @@ fn acpica_reads_them() {
                 "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,, )",
                 "Memory32Fixed (ReadWrite,",
                 "Name (_S5, Package (0x04)",
+                "Device (VGEN)",
+                "Name (_CID, \"VM_Gen_Counter\")",
+                "Name (ADDR, Package (0x02)",
             ] {
                 assert!(text.contains(part), "{part} is not in {text}");
             }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use base::memory::Memory;
 use boot::acpi::Machine;
 use boot::kernel::Kernel;
+use boot::smbios::Identity;
 use boot::{Loading, Plan, Protocol, place};
 use libfuzzer_sys::fuzz_target;
 
@@ -29,8 +30,10 @@ fuzz_target!(|data: &[u8]| {
         ioapic_pins: 24,
         full_irqchip: false,
         rtc: true,
+        generation: None,
     };
     let loading = Loading::Copy;
-    let plan = Plan { kernel: &kernel, initrd: &[], cmdline: "console=ttyS0", protocol, loading, machine };
+    let (cmdline, identity) = ("console=ttyS0", Identity::default());
+    let plan = Plan { kernel: &kernel, initrd: &[], cmdline, protocol, loading, identity, machine };
     let _ = place(&plan, memory);
 });

@@ -11,6 +11,7 @@ mod boots;
 mod consoles;
 mod disks;
 mod ends;
+mod identity;
 mod images;
 mod memory;
 mod network;
@@ -29,6 +30,7 @@ pub fn cases() -> Vec<Case> {
         sockets::cases(),
         consoles::cases(),
         memory::cases(),
+        identity::cases(),
     ]
     .into_iter()
     .flatten()

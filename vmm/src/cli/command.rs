@@ -8,8 +8,8 @@ use devices::catalog::{CATALOG, Entry, Presence};
 use serde_json::Value;
 
 use crate::plan::{
-    Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, Irqchip, KernelMemory, NO_PCI, OnReset, Period,
-    Protocol, Size, Transport,
+    Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, GenerationId, Irqchip, KernelMemory, NO_PCI, OnReset,
+    Period, Protocol, Size, Transport,
 };
 
 /// How much of the help is made. A run needs the names of flags only, and should not wait for the rest.
@@ -186,6 +186,22 @@ fn machine_flags(run: Command) -> Command {
                 .help(format!("RAM: 512M, 2G, or a number of bytes [default: {DEFAULT_MEMORY}]")),
         )
         .arg(
+            Arg::new("smbios")
+                .long("smbios")
+                .value_name("SPEC")
+                .help("What /sys/class/dmi/id says: manufacturer, product, version, serial, uuid, family, oem (--smbios serial=42)"),
+        )
+        .arg(
+            Arg::new("generation-id")
+                .long("generation-id")
+                .value_name("UUID")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("random")
+                .value_parser(generation_id)
+                .help("Give the guest a VM generation ID: this one, or a random one"),
+        )
+        .arg(
             Arg::new("accel")
                 .long("accel")
                 .value_name("WHAT")
@@ -241,6 +257,10 @@ fn end_flags(run: Command) -> Command {
                 .action(ArgAction::SetTrue)
                 .help("This is the emulated host: use its KVM, and say so in the result"),
         )
+}
+
+fn generation_id(text: &str) -> Result<GenerationId, String> {
+    text.parse()
 }
 
 fn tuning_flags(run: Command) -> Command {

@@ -15,7 +15,7 @@ use super::{complain, say};
 use crate::host::{self, LinuxHost};
 use crate::machine::{self, Scout};
 use crate::outcome::{self, Report, code};
-use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan};
+use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan, Smbios};
 
 /// How long the reader of the result may take nothing of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,6 +84,10 @@ fn plan(matches: &ArgMatches) -> Result<Plan> {
     set(matches, "on-reset", &mut plan.on_reset);
     set(matches, "accel", &mut plan.accel);
     plan.timeout = matches.get_one("timeout").copied().or(plan.timeout);
+    plan.generation_id = matches.get_one("generation-id").copied().or(plan.generation_id);
+    if let Some(text) = matches.get_one::<String>("smbios") {
+        plan.smbios = Smbios::parse(text)?;
+    }
     if let Some(text) = matches.get_one::<String>("metrics") {
         plan.metrics = Some(Metrics::parse(text)?);
     }
@@ -193,7 +197,7 @@ impl Sink {
 mod tests {
     use super::*;
     use crate::cli::command::{Detail, command};
-    use crate::plan::{Irqchip, KernelMemory, OnReset, Protocol, Size, Transport};
+    use crate::plan::{GenerationId, Irqchip, KernelMemory, OnReset, Protocol, Size, Transport};
 
     fn parse(words: &[&str]) -> Plan {
         let words = ["mayfly", "run"].iter().chain(words);
@@ -234,6 +238,9 @@ mod tests {
             "unchecked",
             "--timeout",
             "1m",
+            "--smbios",
+            "serial=7",
+            "--generation-id",
             "--metrics",
             "c,every=2s",
         ]);
@@ -244,6 +251,8 @@ mod tests {
         assert_eq!(plan.kernel_memory, KernelMemory::Copied);
         assert_eq!((plan.irqchip, plan.on_reset), (Irqchip::Full, OnReset::Restart));
         assert_eq!(plan.transport, Transport::Pci);
+        assert_eq!(plan.smbios.serial.as_deref(), Some("7"));
+        assert_eq!(plan.generation_id, Some(GenerationId::Random));
         let metrics = plan.metrics.unwrap();
         assert_eq!((metrics.path.as_path(), metrics.every.to_string()), (Path::new("c"), "2s".into()));
         assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));

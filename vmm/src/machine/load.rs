@@ -1,15 +1,16 @@
 //! What stands in RAM before the first instruction, for this plan.
 
 use arch::layout;
+use base::host::Host;
 use base::memory::Memory;
 use base::{Doing, Result, Why, ports};
 use boot::initrd::Part;
 use boot::kernel::Kernel;
-use boot::{Loading, Start, acpi};
+use boot::{Loading, Start, acpi, smbios};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::assemble::Assembled;
-use crate::plan::{Accel, Initrd, Irqchip, KernelMemory, Plan, Protocol};
+use crate::plan::{Accel, GenerationId, Initrd, Irqchip, KernelMemory, Plan, Protocol};
 
 /// Hardware ID of a CMOS real-time clock.
 const RTC: &str = "PNP0B00";
@@ -17,8 +18,14 @@ const RTC: &str = "PNP0B00";
 /// Fills RAM; where the boot processor begins.
 ///
 /// # Errors
-/// As `boot::place`.
-pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> Result<Start> {
+/// As `boot::place`, or the host has no random bytes.
+pub fn load(
+    plan: &Plan,
+    kernel: &Kernel,
+    made: &Assembled,
+    memory: &Memory,
+    host: &dyn Host,
+) -> Result<Start> {
     let initrd = plan.initrd.iter().map(part).collect::<Result<Vec<_>>>()?;
     let cmdline = plan.cmdline.text(made.bridge.is_some(), plan.terminal());
     let start = boot::place(
@@ -35,6 +42,7 @@ pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> 
                 (KernelMemory::Mapped, _) | (KernelMemory::Auto, Accel::Unchecked) => Loading::Map,
                 (KernelMemory::Copied | KernelMemory::Auto, _) => Loading::Copy,
             },
+            identity: plan.smbios.identity(),
             machine: acpi::Machine {
                 cpus: plan.cpus,
                 nodes: &made.nodes,
@@ -45,6 +53,7 @@ pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> 
                 ioapic_pins: made.pins,
                 full_irqchip: plan.irqchip == Irqchip::Full,
                 rtc: made.nodes.iter().any(|node| node.hid == RTC),
+                generation: plan.generation_id.map(|id| generation(id, host)).transpose()?,
             },
         },
         memory,
@@ -61,6 +70,20 @@ pub fn load(plan: &Plan, kernel: &Kernel, made: &Assembled, memory: &Memory) -> 
         write(&arch::paging::identity(), layout::PAGE_TABLES)?;
     }
     Ok(start)
+}
+
+/// The bytes of the generation ID. A reset is no new generation: a machine that is started again keeps it.
+fn generation(id: GenerationId, host: &dyn Host) -> Result<[u8; 16]> {
+    let random = || {
+        let mut bytes = [0; 16];
+        host.random(&mut bytes).doing(Why::Host, || "make a generation ID")?;
+        Ok(bytes)
+    };
+    match (id, host.keepsakes()) {
+        (GenerationId::Given(uuid), _) => Ok(smbios::wire(uuid.bytes())),
+        (GenerationId::Random, Some(kept)) => kept.keep("generation ID", random),
+        (GenerationId::Random, None) => random(),
+    }
 }
 
 fn part(initrd: &Initrd) -> Result<Part> {

@@ -117,7 +117,7 @@ impl Machine {
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
-        let start = load(plan, kernel, &made, &memory)?;
+        let start = load(plan, kernel, &made, &memory, host)?;
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
