@@ -131,8 +131,6 @@ impl LinuxHost {
     /// Makes ready for the next life: everything may be asked for again, and output goes on where it stopped.
     pub fn begin_again(&self) {
         self.stdio_taken.store(false, Ordering::SeqCst);
-        // The terminal is set to raw mode anew by whoever asks for it, so that nothing is left behind in between.
-        drop(lock(&self.raw).take());
     }
 
     /// The way out that `role` had in an earlier life, or a new one.
@@ -155,9 +153,15 @@ impl LinuxHost {
         if !terminal {
             return (Some(input), false);
         }
+        // Raw since an earlier life, and in between: of keys that are pressed while it is not, the kernel keeps those
+        // before the next one back.
+        let mut held = lock(&self.raw);
+        if held.is_some() {
+            return (Some(input), true);
+        }
         match terminal::enter() {
             Ok(Some(raw)) => {
-                *lock(&self.raw) = Some(raw);
+                *held = Some(raw);
                 (Some(input), true)
             }
             Ok(None) => {

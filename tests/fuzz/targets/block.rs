@@ -63,7 +63,15 @@ fn attach(world: &World, text: &str, host: &FakeHost) -> Mmio {
     file(host, "over").set_len(0).expect("empty a file");
     let line = |_| Arc::new(FakeLine::default()) as SharedLine;
     let clock = Arc::new(HostClock::default());
-    let kit = Kit { name: "fuzzed", host, clock, memory: &world.memory, lines: &line, lane: &world.lane };
+    let kit = Kit {
+        name: "fuzzed",
+        host,
+        clock,
+        memory: &world.memory,
+        lines: &line,
+        lane: &world.lane,
+        overhear: Arc::new(|_| ()),
+    };
     let entry = catalog::find("blk").expect("there are disks");
     let spec = entry.parse(text).expect("the disk is described well");
     let Ok(Body::Virtio(device)) = entry.build(&spec, &kit) else { panic!("{text} is no disk") };
@@ -175,7 +183,8 @@ fuzz_target!(|data: &[u8]| {
     if polite {
         assert!(patience > 0, "{text}: a request is not answered");
         for status in statuses {
-            let status: u8 = world.memory.ram().read_obj(GuestAddress(status)).expect("a status is in memory");
+            let status: u8 =
+                world.memory.ram().read_obj(GuestAddress(status)).expect("a status is in memory");
             assert!(status <= 2, "{text}: a request came back with status {status:#x}");
         }
     }
@@ -183,7 +192,8 @@ fuzz_target!(|data: &[u8]| {
     drop(mmio);
     if text.contains("overlay") || text.contains("readonly") {
         let mut bytes = vec![0xff; usize::try_from(FILE_BYTES).unwrap_or(0)];
-        std::os::unix::fs::FileExt::read_exact_at(&file(&host, "a.img"), &mut bytes, 0).expect("read the base");
+        std::os::unix::fs::FileExt::read_exact_at(&file(&host, "a.img"), &mut bytes, 0)
+            .expect("read the base");
         assert!(bytes.iter().all(|byte| *byte == 0), "{text}: the base was written to");
     }
 });

@@ -54,6 +54,7 @@ fn device(world: &World, choice: u8) -> Option<Box<dyn Device>> {
         memory: &world.memory,
         lines: &line,
         lane: &world.lane,
+        overhear: Arc::new(|_| ()),
     };
     let spec = entry.parse(entry.example()).ok()?;
     match entry.build(&spec, &kit).ok()? {

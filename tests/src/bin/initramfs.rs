@@ -22,8 +22,11 @@ fn main() -> ExitCode {
 
 fn write(arguments: &[String]) -> Result<(), String> {
     let [flavour, initrd, vmlinux @ ..] = arguments else {
-        return Err("initramfs cloud|generic|rt INITRD [VMLINUX]".into());
+        return Err("initramfs mark|cloud|generic|rt INITRD [VMLINUX]".into());
     };
+    if flavour == "mark" {
+        return initramfs::write_mark(Path::new(initrd));
+    }
     let flavour = Flavour::ALL.into_iter().find(|known| known.name() == flavour).ok_or("no such flavour")?;
     let kernel = Kernel::fetch(flavour)?;
     initramfs::write(&kernel, Path::new(initrd))?;

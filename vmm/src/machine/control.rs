@@ -94,9 +94,9 @@ impl Control {
             }
             self.lane.turn(None);
         };
-        crate::terminal::restore();
         let end = self.last_word(end);
         if !(again && matches!(end, End::Reset)) {
+            crate::terminal::restore();
             signals::unblock(&ENDING);
         }
         end
