@@ -208,6 +208,11 @@ fn the_command_line_passes_on_codes_signals_and_limits() {
     out.read_to_string(&mut rest).unwrap();
     assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("caught\n", Some(9)));
 
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = lab(&["--", "echo", "lost"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(output.status.code(), Some(123));
+    assert_eq!(text(output.stderr), "error: write the output: No space left on device\n");
+
     assert_eq!(lab(&["--timeout", "1ms", "--", "true"]).status().unwrap().code(), Some(124));
     let output = lab(&["--", "no-such-program"]).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(127));

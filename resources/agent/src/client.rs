@@ -54,6 +54,8 @@ struct State {
     stdin_closed: bool,
     stdout: Pending,
     stderr: Pending,
+    /// Why output could not be written, the first time.
+    refused: Option<rustix::io::Errno>,
     end: Option<Result<Outcome, String>>,
 }
 
@@ -82,6 +84,16 @@ pub struct Process {
     shared: Arc<Shared>,
     carriers: Vec<thread::JoinHandle<()>>,
     input: Option<thread::JoinHandle<()>>,
+}
+
+/// Tells what became of a program's output, also after the wait for the program.
+pub struct Outputs(Arc<Shared>);
+
+impl Outputs {
+    /// Why some of it could not be written, if so.
+    pub fn error(&self) -> Option<io::Error> {
+        lock(&self.0.state).refused.map(io::Error::from)
+    }
 }
 
 /// A way to reach a program that another thread waits for.
@@ -363,7 +375,10 @@ impl Carrier {
                 return;
             }
             if let Some(to) = to.as_ref().filter(|_| wanted) {
-                wanted = write_all(to, &bytes).is_ok();
+                if let Err(error) = write_all(to, &bytes) {
+                    wanted = false;
+                    lock(&self.shared.state).refused.get_or_insert(error);
+                }
                 if !wanted && !over {
                     let _ = link.send(&Frame::Stop { id, stream });
                 }
@@ -407,6 +422,11 @@ impl Process {
     /// A way to signal it while another thread waits for it.
     pub fn remote(&self) -> Remote {
         self.remote.clone()
+    }
+
+    /// A way to ask what became of its output.
+    pub fn outputs(&self) -> Outputs {
+        Outputs(self.shared.clone())
     }
 
     /// Waits for the end of the program and until all its output is written.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::ErrorKind;
 
 use base::host::Host;
 use base::{Fail, Result, Why};
@@ -12,8 +13,9 @@ use devices::catalog;
 use super::complain;
 use crate::accel::{self, Ring0};
 use crate::host::LinuxHost;
+use crate::lab::Ended;
 use crate::machine::Scout;
-use crate::outcome::code_before_start;
+use crate::outcome::{code, code_before_start};
 use crate::plan::{Accel, Initrd, Period, Plan, Size};
 use crate::{lab, log};
 
@@ -45,7 +47,7 @@ pub fn lab(matches: &ArgMatches) -> u8 {
         timeout: matches.get_one("timeout").copied(),
         command: matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     };
-    exec(&order).unwrap_or_else(|fail| {
+    exec(&order).map(|ended| settled(ended, code::DONE)).unwrap_or_else(|fail| {
         complain(&fail);
         code_before_start(&fail)
     })
@@ -69,7 +71,8 @@ pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
     command.extend(std::env::args_os().skip(1));
     command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
-    exec(&Order { cpus: 1, memory, icount: false, timeout: None, command }).map(Some)
+    exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })
+        .map(|ended| Some(settled(ended, code::QUIT)))
 }
 
 /// Why a run has to go to the emulated host; `None` if it can run here. `probe` is asked only where it matters.
@@ -138,14 +141,45 @@ fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
     Ok(held)
 }
 
-fn exec(order: &Order) -> Result<u8> {
+fn exec(order: &Order) -> Result<Ended> {
     let options = lab::Options { cpus: order.cpus, memory: order.memory, icount: order.icount };
     lab::run(&options, order.timeout.map(Period::duration), &order.command)
+}
+
+/// The exit code when output may have been lost on its way from the emulated host: that is no success. A reader who
+/// has gone (`| head`) has had enough, for which a run has a code of its own, `gone`; the command there has lost its
+/// reader as well and may have ended with that.
+fn settled(ended: Ended, gone: u8) -> u8 {
+    match ended.lost {
+        Some(cause) if cause.kind() == ErrorKind::BrokenPipe => {
+            if ended.code == code::DONE {
+                gone
+            } else {
+                ended.code
+            }
+        }
+        Some(cause) => {
+            complain(&Fail::new(Why::Host, "write the output").because(cause));
+            if [code::DONE, code::QUIT].contains(&ended.code) { code::HOST } else { ended.code }
+        }
+        None => ended.code,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lost_output_is_no_success() {
+        let ended = |code, errno: i32| Ended { code, lost: Some(std::io::Error::from_raw_os_error(errno)) };
+        assert_eq!(settled(ended(0, libc::ENOSPC), code::QUIT), code::HOST);
+        assert_eq!(settled(ended(code::QUIT, libc::ENOSPC), code::QUIT), code::HOST);
+        assert_eq!(settled(ended(7, libc::ENOSPC), code::QUIT), 7, "the command's own failure counts more");
+        assert_eq!(settled(ended(0, libc::EPIPE), code::QUIT), code::QUIT);
+        assert_eq!(settled(ended(0, libc::EPIPE), code::DONE), code::DONE);
+        assert_eq!(settled(Ended { code: 0, lost: None }, code::QUIT), 0);
+    }
 
     #[test]
     fn a_run_goes_where_it_can_run() {

@@ -26,7 +26,7 @@ use agent::wire::{Exec, Outcome, Size as TerminalSize};
 use base::{Doing, Fail, Result, Why};
 
 use self::qemu::Qemu;
-pub use self::run::run;
+pub use self::run::{Ended, run};
 use crate::plan::Size;
 
 /// Longest wait for an emulated host to come up: it takes about two seconds on an idle machine.

@@ -22,15 +22,28 @@ use crate::{log, terminal};
 /// Signals that go to the command; the last one tells of a new size of the terminal.
 const SIGNALS: [Signal; 5] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::WINCH];
 
-/// Runs a command on an emulated host with this process's directory, environment and standard streams; the exit
-/// code a shell would give it, or 124 when the time is up.
+/// How a command ended.
+pub struct Ended {
+    /// The exit code a shell would give it, or 124 when the time was up.
+    pub code: u8,
+    /// Why some of its output could not be written here.
+    pub lost: Option<io::Error>,
+}
+
+impl Ended {
+    fn with(code: u8) -> Ended {
+        Ended { code, lost: None }
+    }
+}
+
+/// Runs a command on an emulated host with this process's directory, environment and standard streams.
 ///
 /// Where standard input and output are a terminal, the command has one. Signals that would end this process go to
 /// the command instead, once it runs.
 ///
 /// # Errors
 /// The emulated host cannot be had, or ends before the command does.
-pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> Result<u8> {
+pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> Result<Ended> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     // Before any thread is started, so that all of them leave the signals to one.
     let numbers = SIGNALS.map(Signal::as_raw);
@@ -49,7 +62,7 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
         None => Duration::MAX,
     };
     let host = match Host::boot_within(options, left(deadline)) {
-        Err(_) if left(deadline).is_zero() => return Ok(overdue(timeout)),
+        Err(_) if left(deadline).is_zero() => return Ok(Ended::with(overdue(timeout))),
         host => host?,
     };
     let command = local(argv)?;
@@ -57,11 +70,12 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
     let raw = if command.terminal.is_some() { raw()? } else { None };
     let process = host.start(command)?;
     *remote.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
+    let outputs = process.outputs();
     let ended = match wait(process, deadline)? {
         Some(ended) => ended.map_err(|cause| host.lost(&argv_name(argv), &cause))?,
         None => {
             drop(raw);
-            return Ok(overdue(timeout));
+            return Ok(Ended::with(overdue(timeout)));
         }
     };
     drop(raw);
@@ -72,7 +86,7 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
             Fail::new(Why::Missing, format!("run {}", argv_name(argv))).because(cause)
         ));
     }
-    Ok(ended.code())
+    Ok(Ended { code: ended.code(), lost: outputs.error() })
 }
 
 fn argv_name(argv: &[OsString]) -> String {
