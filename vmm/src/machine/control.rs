@@ -103,7 +103,11 @@ impl Control {
     }
 
     /// A reset may be the beginning of another life: what came with it from the operator or the host counts more.
-    fn last_word(&self, end: End) -> End {
+    /// Keys and signals that have come are heard first: lives may be so short that nobody else listens.
+    fn last_word(&mut self, end: End) -> End {
+        if matches!(end, End::Reset) {
+            self.lane.turn(Some(Duration::ZERO));
+        }
         let weighty =
             |end: &End| matches!(end, End::Quit | End::Signalled(_) | End::TimedOut(_) | End::HostError(_));
         match end {
