@@ -4,21 +4,22 @@
 //! header. Every request that has room for a status is answered with one, and a base is never written to.
 #![no_main]
 
+mod world;
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use base::bus::Registers;
-use base::clock::HostClock;
 use base::disk::qcow2;
 use base::host::fake::{FILE_BYTES, FakeHost};
-use base::irq::{FakeLine, SharedLine};
-use base::lane::{Lane, LaneHandle};
+use base::irq::FakeLine;
 use base::memory::Memory;
-use devices::catalog::{self, Body, Kit};
+use devices::catalog;
 use devices::virtio::mmio::Mmio;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
+use world::World;
 
 const DISKS: [&str; 7] = [
     "path=a.img",
@@ -39,17 +40,9 @@ const HEADERS: u64 = 0x2_0000;
 /// Nothing else is where data may be.
 const DATA: u64 = 2 << 20;
 
-struct World {
-    memory: Memory,
-    lane: LaneHandle,
-}
-
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let lane = Lane::spawn("fuzz", |_| ()).expect("start a lane");
-        World { memory: Memory::new(&[(0, 4 << 20)]).expect("reserve memory"), lane }
-    })
+    WORLD.get_or_init(|| World::new(&[(0, 4 << 20)]))
 }
 
 fn file(host: &FakeHost, path: &str) -> File {
@@ -61,20 +54,8 @@ fn attach(world: &World, text: &str, host: &FakeHost) -> Mmio {
     image.set_len(0).expect("empty a file");
     qcow2::create(image, FILE_BYTES, None).expect("make an image");
     file(host, "over").set_len(0).expect("empty a file");
-    let line = |_| Arc::new(FakeLine::default()) as SharedLine;
-    let clock = Arc::new(HostClock::default());
-    let kit = Kit {
-        name: "fuzzed",
-        host,
-        clock,
-        memory: &world.memory,
-        lines: &line,
-        lane: &world.lane,
-        overhear: Arc::new(|_| ()),
-    };
-    let entry = catalog::find("blk").expect("there are disks");
-    let spec = entry.parse(text).expect("the disk is described well");
-    let Ok(Body::Virtio(device)) = entry.build(&spec, &kit) else { panic!("{text} is no disk") };
+    let device = world.build(catalog::find("blk").expect("there are disks"), text, host);
+    let Some(device) = device else { panic!("{text} is no disk") };
     let line = Arc::new(FakeLine::default());
     Mmio::attach("fuzzed", device, &world.memory, line, &world.lane).expect("attach a disk")
 }

@@ -3,52 +3,34 @@
 //! The rules let nothing out, so that no frame reaches a network.
 #![no_main]
 
+mod world;
+
 use std::sync::{Arc, OnceLock};
 
 use base::bus::Registers;
-use base::clock::HostClock;
 use base::host::fake::FakeHost;
-use base::irq::{FakeLine, SharedLine};
-use base::lane::{Lane, LaneHandle};
+use base::irq::FakeLine;
 use base::memory::Memory;
-use devices::catalog::{self, Body, Kit};
+use devices::catalog;
 use devices::net::user::packet;
 use devices::virtio::mmio::Mmio;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
+use world::World;
 
 const RINGS: u64 = 1 << 20;
 const SIZE: u16 = 16;
 
-struct World {
-    memory: Memory,
-    lane: LaneHandle,
-    host: FakeHost,
-}
-
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| World {
-        memory: Memory::new(&[(0, 2 << 20)]).expect("reserve memory"),
-        lane: Lane::spawn("fuzz", |_| ()).expect("start a lane"),
-        host: FakeHost::default(),
-    })
+    WORLD.get_or_init(|| World::new(&[(0, 2 << 20)]))
 }
 
 fn card(world: &World) -> Option<Mmio> {
-    let line = |_| Arc::new(FakeLine::default()) as SharedLine;
-    let kit = Kit {
-        name: "fuzzed",
-        host: &world.host,
-        clock: Arc::new(HostClock::default()),
-        memory: &world.memory,
-        lines: &line,
-        lane: &world.lane,
-        overhear: Arc::new(|_| ()),
-    };
-    let entry = catalog::find("net")?;
-    let spec = entry.parse("user,dns=127.0.0.1:1,allow=fuzz.invalid").ok()?;
-    let Body::Virtio(device) = entry.build(&spec, &kit).ok()? else { return None };
+    // Shared by all inputs, as a machine's is.
+    static HOST: OnceLock<FakeHost> = OnceLock::new();
+    let host = HOST.get_or_init(FakeHost::default);
+    let device = world.build(catalog::find("net")?, "user,dns=127.0.0.1:1,allow=fuzz.invalid", host)?;
     Mmio::attach("fuzzed", device, &world.memory, Arc::new(FakeLine::default()), &world.lane).ok()
 }
 

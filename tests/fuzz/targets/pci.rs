@@ -4,34 +4,26 @@
 //! The first byte chooses the device; the rest is a list of accesses: which way, width, address, value.
 #![no_main]
 
+mod world;
+
 use std::sync::{Arc, OnceLock};
 
 use base::bus::{Bus, Effect};
-use base::clock::HostClock;
 use base::host::fake::FakeHost;
 use base::irq::{FakeLine, Messages, Msi, SharedLine};
-use base::lane::{Lane, LaneHandle};
-use base::memory::Memory;
-use devices::catalog::{Body, CATALOG, Kit};
+use devices::catalog::CATALOG;
 use devices::pci::{Root, root};
 use devices::virtio::Device;
 use devices::virtio::pci::{Pci, Place, WINDOW_LEN};
 use libfuzzer_sys::fuzz_target;
+use world::World;
 
 const ECAM: u64 = 0xe000_0000;
 const WINDOW: u64 = 0xc000_4000;
 
-struct World {
-    memory: Memory,
-    lane: LaneHandle,
-}
-
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let lane = Lane::spawn("fuzz", |_| ()).expect("start a lane");
-        World { memory: Memory::new(&[(0, 2 << 20)]).expect("reserve memory"), lane }
-    })
+    WORLD.get_or_init(|| World::new(&[(0, 2 << 20)]))
 }
 
 /// Messages that go nowhere.
@@ -44,23 +36,8 @@ impl Messages for Void {
 
 /// The virtio device of the catalogue that `choice` falls on.
 fn device(world: &World, choice: u8) -> Option<Box<dyn Device>> {
-    let host = FakeHost::default();
-    let line = |_| Arc::new(FakeLine::default()) as SharedLine;
     let entry = CATALOG.get(usize::from(choice) % CATALOG.len().max(1))?;
-    let kit = Kit {
-        name: "fuzzed",
-        host: &host,
-        clock: Arc::new(HostClock::default()),
-        memory: &world.memory,
-        lines: &line,
-        lane: &world.lane,
-        overhear: Arc::new(|_| ()),
-    };
-    let spec = entry.parse(entry.example()).ok()?;
-    match entry.build(&spec, &kit).ok()? {
-        Body::Virtio(device) => Some(device),
-        _ => None,
-    }
+    world.build(*entry, entry.example(), &FakeHost::default())
 }
 
 /// Memory and ports of a machine with this one device.

@@ -5,56 +5,34 @@
 //! moves begin, since a driver that never reaches DRIVER_OK never reaches the rings.
 #![no_main]
 
+mod world;
+
 use std::sync::{Arc, OnceLock};
 
 use base::bus::Registers;
-use base::clock::HostClock;
 use base::host::fake::FakeHost;
-use base::irq::{FakeLine, SharedLine};
-use base::lane::{Lane, LaneHandle};
+use base::irq::FakeLine;
 use base::memory::Memory;
-use devices::catalog::{Body, CATALOG, Kit};
+use devices::catalog::CATALOG;
 use devices::virtio::Device;
 use devices::virtio::mmio::Mmio;
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress};
+use world::World;
 
 /// Where the rings lie, 64 KiB for each queue, and how many of them are reset between inputs.
 const RINGS: u64 = 1 << 20;
 const QUEUES: u64 = 4;
 
-struct World {
-    memory: Memory,
-    lane: LaneHandle,
-}
-
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
-        let lane = Lane::spawn("fuzz", |_| ()).expect("start a lane");
-        World { memory: Memory::new(&[(0, 2 << 20), (4 << 20, 1 << 20)]).expect("reserve memory"), lane }
-    })
+    WORLD.get_or_init(|| World::new(&[(0, 2 << 20), (4 << 20, 1 << 20)]))
 }
 
 /// The virtio device of the catalogue that `choice` falls on.
 fn device(world: &World, choice: u8) -> Option<Box<dyn Device>> {
-    let host = FakeHost::default();
-    let line = |_| Arc::new(FakeLine::default()) as SharedLine;
     let entry = CATALOG.get(usize::from(choice) % CATALOG.len().max(1))?;
-    let kit = Kit {
-        name: "fuzzed",
-        host: &host,
-        clock: Arc::new(HostClock::default()),
-        memory: &world.memory,
-        lines: &line,
-        overhear: Arc::new(|_| ()),
-        lane: &world.lane,
-    };
-    let spec = entry.parse(entry.example()).ok()?;
-    match entry.build(&spec, &kit).ok()? {
-        Body::Virtio(device) => Some(device),
-        _ => None,
-    }
+    world.build(*entry, entry.example(), &FakeHost::default())
 }
 
 fn set(mmio: &mut Mmio, at: u64, value: u32) {
