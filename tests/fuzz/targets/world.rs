@@ -10,6 +10,9 @@ use base::memory::Memory;
 use devices::catalog::{Body, Entry, Kit};
 use devices::virtio::Device;
 
+/// As signal(7) numbers it.
+const SIGPIPE: i32 = 13;
+
 /// Memory and a lane that all inputs share.
 pub struct World {
     pub memory: Memory,
@@ -19,6 +22,8 @@ pub struct World {
 impl World {
     /// With RAM in these pieces (guest address, length in bytes).
     pub fn new(ram: &[(u64, u64)]) -> World {
+        // A writer whose reader has gone wants to hear so; that it is not ended is the doing of a `main` of Rust's.
+        base::sys::signals::block(&[SIGPIPE]).expect("block a signal");
         let lane = Lane::spawn("fuzz", |_| ()).expect("start a lane");
         World { memory: Memory::new(ram).expect("reserve memory"), lane }
     }
