@@ -209,7 +209,7 @@ impl Outlet {
     /// The host has not taken all in this time; the rest is lost.
     pub fn finish(&mut self, name: &str, patience: Duration) -> Result<Flow> {
         if self.lost > 0 && !self.forgetful {
-            log::warn!("{name}: {} bytes lost: the guest wrote on although it was told to wait", self.lost);
+            log::warn!(target: "guest", "{name}: {} bytes lost: the guest wrote on although it was told to wait", self.lost);
         }
         self.finish_by(name, patience, Instant::now() + patience.saturating_mul(SPANS))
     }

@@ -23,8 +23,7 @@ static STDERR: OnceLock<Stderr> = OnceLock::new();
 
 /// Starts the log at `level`. Before that, and a second time, nothing happens.
 pub fn start(level: LevelFilter) {
-    let stderr = Stderr { began: Instant::now(), terminal: OnceLock::new(), guest: Mutex::default() };
-    if STDERR.set(stderr).is_ok()
+    if STDERR.set(Stderr::new()).is_ok()
         && let Some(logger) = STDERR.get()
         && log::set_logger(logger).is_ok()
     {
@@ -59,27 +58,33 @@ pub fn tell(line: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
+impl Stderr {
+    fn new() -> Stderr {
+        Stderr { began: Instant::now(), terminal: OnceLock::new(), guest: Mutex::default() }
+    }
+
+    /// The lines that `record` becomes at time `now`.
+    fn lines(&self, record: &Record<'_>, now: Duration) -> impl Iterator<Item = String> {
+        let left_out = match record.target() {
+            GUEST => self.guest.lock().unwrap_or_else(PoisonError::into_inner).ask(now),
+            _ => Some(0),
+        };
+        let remark = left_out
+            .filter(|count| *count > 0)
+            .map(|count| format!("warning: {count} more lines that the guest caused were left out"));
+        remark.into_iter().chain(left_out.map(|_| render(record, now)))
+    }
+}
+
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) {
+            self.lines(record, self.began.elapsed()).for_each(|line| tell(&line));
         }
-        let now = self.began.elapsed();
-        if record.target() == GUEST {
-            let verdict = self.guest.lock().unwrap_or_else(PoisonError::into_inner).ask(now);
-            match verdict {
-                None => return,
-                Some(0) => {}
-                Some(left_out) => {
-                    tell(&format!("warning: {left_out} more lines that the guest caused were left out"))
-                }
-            }
-        }
-        tell(&render(record, now));
     }
 
     fn flush(&self) {}
@@ -146,6 +151,24 @@ mod tests {
         assert_eq!(asked(Duration::from_millis(900), 10), [0; 0]);
         assert_eq!(asked(Duration::from_millis(1100), 10), [1000], "it says how many were left out");
         assert_eq!(asked(Duration::from_secs(3600), 11), [9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn only_lines_that_a_guest_caused_are_rationed() {
+        let stderr = Stderr::new();
+        let storm = |target: &str, now| -> Vec<String> {
+            let mut lines = Vec::new();
+            for n in 0..1000 {
+                let mut said = Record::builder();
+                let said = said.level(Level::Warn).target(target);
+                lines.extend(stderr.lines(&said.args(format_args!("{n}")).build(), now));
+            }
+            lines
+        };
+        assert_eq!(storm(GUEST, Duration::ZERO).len(), 10);
+        let later = storm(GUEST, Duration::from_secs(1));
+        assert_eq!(later, ["warning: 990 more lines that the guest caused were left out", "warning: 0"]);
+        assert_eq!(storm("machine", Duration::ZERO).len(), 1000);
     }
 
     #[test]

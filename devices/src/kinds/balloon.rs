@@ -225,6 +225,7 @@ impl Balloon {
                     if count.is_power_of_two() {
                         let name = &self.name;
                         log::warn!(
+                            target: "guest",
                             "{name}: give {len} bytes at {start:#x} back to the host: {cause} (error {count})"
                         );
                     }

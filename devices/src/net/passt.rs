@@ -55,7 +55,7 @@ impl PasstLink {
 
     fn lose(&mut self, why: &str) {
         if !std::mem::replace(&mut self.lost, true) {
-            log::error!("{}: the network is gone: {why}", self.name);
+            log::error!(target: "guest", "{}: the network is gone: {why}", self.name);
         }
     }
 

@@ -70,7 +70,7 @@ impl Pcap {
     }
 
     fn close(&mut self, why: &str) {
-        log::warn!("{}: the record of frames ends: {why}", self.name);
+        log::warn!(target: "guest", "{}: the record of frames ends: {why}", self.name);
         self.closed = true;
         self.waiting = Vec::new();
     }

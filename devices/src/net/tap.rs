@@ -133,13 +133,13 @@ impl Link for TapLink {
         let set = bits(&TAKES, |bit, _| csum && features & 1 << bit != 0).1 & self.tap.offloads;
         self.large = set & !(offload::CSUM | offload::ECN) != 0;
         if let Err(cause) = self.tap.set_offloads(set) {
-            log::debug!("{}: set the offloads of {}: {cause}", self.name, self.tap.name);
+            log::debug!(target: "guest", "{}: set the offloads of {}: {cause}", self.name, self.tap.name);
         }
     }
 
     fn use_pairs(&mut self, pairs: usize) {
         if let Err(cause) = self.tap.use_queues(pairs) {
-            log::debug!("{}: use {pairs} queues of {}: {cause}", self.name, self.tap.name);
+            log::debug!(target: "guest", "{}: use {pairs} queues of {}: {cause}", self.name, self.tap.name);
         }
     }
 
@@ -157,7 +157,7 @@ impl Link for TapLink {
         if let Ok(from) = Iovecs::guest(io.memory(), parts)
             && let Err(cause) = socket::write(queue, &from)
         {
-            log::trace!("{}: send {len} bytes to {}: {cause}", self.name, self.tap.name);
+            log::trace!(target: "guest", "{}: send {len} bytes to {}: {cause}", self.name, self.tap.name);
         }
         Ok(true)
     }

@@ -232,9 +232,9 @@ impl Qcow2 {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        // Nobody is left to be answered.
+        // Nobody is left to be answered. A guest that resets its machine on a full host disk has it told in each life.
         if let Err(cause) = self.settle() {
-            log::error!("write the tables of a qcow2 image: {cause}");
+            log::error!(target: "guest", "write the tables of a qcow2 image: {cause}");
         }
     }
 }

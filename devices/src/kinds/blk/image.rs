@@ -341,7 +341,7 @@ fn lock(file: &File, name: &str, path: &Path, shared: bool) -> Result<()> {
         }
         Err(TryLockError::Error(cause)) => {
             // A file system without locks: the user keeps two machines apart.
-            log::warn!("{name}: {} cannot be locked: {cause}", path.display());
+            log::warn!(target: "guest", "{name}: {} cannot be locked: {cause}", path.display());
             Ok(())
         }
     }

@@ -123,7 +123,7 @@ impl Pump {
             // A terminal that was hung up answers so.
             Err(Errno::IO) => self.close(ctx),
             Err(error) => {
-                log::warn!("read the serial input: {error}; going on without");
+                log::warn!(target: "guest", "read the serial input: {error}; going on without");
                 self.close(ctx);
             }
         }

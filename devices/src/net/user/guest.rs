@@ -240,7 +240,7 @@ impl User {
             None => Ok(()),
         };
         if let Err(cause) = watched {
-            log::debug!("{}: wait for a socket: {cause}", self.name);
+            log::debug!(target: "guest", "{}: wait for a socket: {cause}", self.name);
             self.remove(number);
             return None;
         }

@@ -67,7 +67,7 @@ impl User {
                     Err(Errno::AGAIN) => return Ok(()),
                     Err(cause) => {
                         // Out of descriptors: it is asked again with the next one who knocks, or in a while.
-                        log::debug!("{}: take a connection: {cause}", self.name);
+                        log::debug!(target: "guest", "{}: take a connection: {cause}", self.name);
                         return Ok(());
                     }
                 }

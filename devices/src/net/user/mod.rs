@@ -256,7 +256,7 @@ fn resolvers(kit: &Kit<'_>) -> Vec<SocketAddr> {
         Ok(Err(_)) | Err(_) => Vec::new(),
     };
     if found.is_empty() {
-        log::info!("{}: {} names no server: the guest gets none", kit.name, path.display());
+        log::info!(target: "guest", "{}: {} names no server: the guest gets none", kit.name, path.display());
     }
     found
 }
