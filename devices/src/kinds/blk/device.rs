@@ -149,18 +149,20 @@ impl Blk {
     fn pump(&mut self, io: &mut Io<'_>) -> Result<(), Fault> {
         let mut share = SHARE;
         loop {
-            self.admit(&mut share, io)?;
-            let Some(disk) = &mut self.disk else { return Ok(()) };
+            let admitted = self.admit(&mut share, io);
+            let Some(disk) = &mut self.disk else { return admitted };
+            // Also behind a fault: what was taken before it is in flight, and ends.
             disk.go();
             let mut ended = std::mem::take(&mut self.ended);
             disk.reap(&mut ended);
             if ended.is_empty() {
-                return Ok(());
+                return admitted;
             }
             for (tag, end) in ended.drain(..) {
                 self.end(tag, end, io);
             }
             self.ended = ended;
+            admitted?;
         }
     }
 
