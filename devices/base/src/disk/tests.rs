@@ -153,6 +153,28 @@ fn a_job_in_the_page_cache_ends_in_the_call_that_starts_it() {
     }
 }
 
+#[test]
+fn a_file_that_may_not_be_changed_is_an_error_and_keeps_its_content() {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    for backend in BOTH {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let (mut disk, _memory, file) = disk(backend, memfd_create("sealed", flags).unwrap().into());
+        // As with a file that is immutable or in use for swapping: it is no matter of what the file system can do.
+        fcntl_add_seals(&file, SealFlags::WRITE).unwrap();
+        let actions = [Action::Discard, Action::Zero { unmap: true }, Action::Zero { unmap: false }];
+        for (tag, action) in (0..).zip(actions) {
+            disk.take(tag, action, (0, 4096), std::iter::empty()).unwrap();
+        }
+        for (tag, end) in run(&mut disk) {
+            let errno = end.map_err(|cause| cause.raw_os_error());
+            assert_eq!(errno, Err(Some(libc::EPERM)), "{backend:?}: {:?}", actions[usize::from(tag)]);
+        }
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte, [1], "{backend:?}");
+    }
+}
+
 /// A host disk that is full: a file that must not grow.
 fn full(bytes: u64, room: u64) -> File {
     use rustix::fs::{SealFlags, fcntl_add_seals};
