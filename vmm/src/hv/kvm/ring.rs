@@ -49,6 +49,12 @@ pub struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
+    /// The writes there are: no more than the ring can hold at a time, since other vCPUs may fill it as fast as it is
+    /// emptied, and whoever empties it has an exit to handle.
+    pub fn full(&mut self) -> impl Iterator<Item = Write> {
+        std::iter::from_fn(|| self.pop()).take(ENTRIES as usize)
+    }
+
     /// Maps the ring of the VM to which `vcpu` belongs, while nothing is delayed yet.
     pub fn map(vcpu: &VcpuFd) -> io::Result<Ring> {
         // SAFETY: the descriptor is open for as long as `vcpu` lives, which is longer than this call.
@@ -125,12 +131,32 @@ mod tests {
         true
     }
 
-    #[test]
-    fn nothing_is_lost_however_far_the_guest_runs_ahead() {
+    fn ring() -> Ring {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice; `Ring` unmaps it.
         let page = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), PAGE, prot, MapFlags::PRIVATE) };
-        let mut ring = Ring::over(NonNull::new(page.unwrap().cast()).unwrap());
+        Ring::over(NonNull::new(page.unwrap().cast()).unwrap())
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_writing_holds_up_nobody() {
+        let mut ring = ring();
+        let feeder = Ring { page: ring.page, next: 0 };
+        assert!(kernel_writes(&feeder, 0));
+        let mut taken = 0;
+        for _ in ring.full() {
+            taken += 1;
+            // As fast as it is emptied.
+            while kernel_writes(&feeder, 0) {}
+        }
+        std::mem::forget(feeder);
+        assert_eq!(taken, ENTRIES, "one ring full");
+        assert!(ring.pop().is_some(), "the rest is there at the next exit");
+    }
+
+    #[test]
+    fn nothing_is_lost_however_far_the_guest_runs_ahead() {
+        let mut ring = ring();
         let (mut written, mut read) = (0u32, 0u32);
         // One thread reads so many while the guest runs on another and fills whatever room there is, over and over,
         // from every place in the ring.

@@ -148,7 +148,7 @@ impl Vm for KvmVm {
     fn late_writes(&self, take: &mut dyn FnMut(Space, u64, &[u8])) {
         let Some(ring) = self.ring.get() else { return };
         let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(write) = ring.pop() {
+        for write in ring.full() {
             take(write.space, write.address, write.data());
         }
     }
