@@ -3,9 +3,9 @@
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use base::Result;
 use base::irq::{Messages, Msi};
 use base::memory::{Memory, Piece};
+use base::{Fail, Result, Why};
 use boot::Start;
 use devices::catalog::Space;
 
@@ -96,7 +96,11 @@ impl Vm for Fake {
     }
     fn set_line(&self, _: u32, _: bool) {}
     fn ring_on_write(&self, address: u64, value: Option<u32>, _: BorrowedFd<'_>) -> Result<()> {
-        lock(&self.0.doorbells).push((address, value));
+        let mut wired = lock(&self.0.doorbells);
+        if wired.contains(&(address, value)) {
+            return Err(Fail::new(Why::Host, "wire a doorbell").because("there is one"));
+        }
+        wired.push((address, value));
         Ok(())
     }
     fn stop_ringing(&self, address: u64, value: Option<u32>, _: BorrowedFd<'_>) -> Result<()> {

@@ -21,7 +21,10 @@ pub struct Doorbells {
 struct State {
     /// Where the window is.
     base: Option<u64>,
-    wired: bool,
+    /// Whether the driver has rung there.
+    rung: bool,
+    /// The bells that the hypervisor rings, by their place in the list: it may have refused some.
+    wired: Vec<usize>,
     /// The last move that was obeyed.
     turn: u64,
 }
@@ -29,7 +32,11 @@ struct State {
 impl Doorbells {
     /// The doorbells in a window at `base`, or in one that is nowhere yet.
     pub fn new(vm: Arc<dyn Vm>, bells: Vec<Bell>, base: Option<u64>) -> Arc<Doorbells> {
-        Arc::new(Doorbells { vm, bells, state: Mutex::new(State { base, wired: false, turn: 0 }) })
+        Arc::new(Doorbells {
+            vm,
+            bells,
+            state: Mutex::new(State { base, rung: false, wired: Vec::new(), turn: 0 }),
+        })
     }
 
     /// `registers`, in which the doorbells are.
@@ -45,11 +52,12 @@ impl Doorbells {
     /// the register rings the doorbell itself.
     fn wire(&self) {
         let mut state = self.lock();
-        if let (Some(base), false) = (state.base, state.wired) {
-            state.wired = true;
-            for bell in &self.bells {
-                if let Some(address) = base.checked_add(bell.at) {
-                    let _ = self.vm.ring_on_write(address, bell.value, bell.doorbell.as_fd());
+        if let (Some(base), false) = (state.base, state.rung) {
+            state.rung = true;
+            for (place, bell) in self.bells.iter().enumerate() {
+                let Some(address) = base.checked_add(bell.at) else { continue };
+                if self.vm.ring_on_write(address, bell.value, bell.doorbell.as_fd()).is_ok() {
+                    state.wired.push(place);
                 }
             }
         }
@@ -61,14 +69,12 @@ impl Doorbells {
         if to.turn <= state.turn {
             return;
         }
-        if let (Some(base), true) = (state.base, state.wired) {
-            for bell in &self.bells {
-                if let Some(address) = base.checked_add(bell.at) {
-                    let _ = self.vm.stop_ringing(address, bell.value, bell.doorbell.as_fd());
-                }
+        for bell in state.wired.iter().filter_map(|place| self.bells.get(*place)) {
+            if let Some(address) = state.base.and_then(|base| base.checked_add(bell.at)) {
+                let _ = self.vm.stop_ringing(address, bell.value, bell.doorbell.as_fd());
             }
         }
-        *state = State { base: to.to, wired: false, turn: to.turn };
+        *state = State { base: to.to, rung: false, wired: Vec::new(), turn: to.turn };
         bus.place(to.window, to.to);
     }
 }
@@ -152,6 +158,11 @@ mod tests {
         go(Some(0x9000), 2);
         bus.write(0x8050, &[0; 4]);
         assert_eq!(wired(), [(0x8050, Some(0))], "a move that comes late is none");
+        // Another device comes to the same place: its doorbell is refused, and it takes none with it when it goes.
+        let other = Doorbells::new(Arc::new(Fake(fake.clone())), bells(), Some(0x8000));
+        other.wire();
+        other.obey(Move { window: 4, to: None, turn: 1 }, &bus);
+        assert_eq!(wired(), [(0x8050, Some(0))]);
         go(None, 4);
         bus.write(0x8050, &[0; 4]);
         assert_eq!((wired(), bus.misses.get()), (vec![], 1));
