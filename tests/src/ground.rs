@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tempfile::TempDir;
 
 /// Time for a script unless it says otherwise.
 pub const LIMIT: Duration = Duration::from_secs(120);
@@ -68,6 +69,8 @@ pub struct Shell {
     options: &'static str,
     command: Command,
     process: Child,
+    /// What a script says, until it is told; gone with the ground, however that ends.
+    said: TempDir,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
     answered: bool,
@@ -96,14 +99,16 @@ impl Shell {
 
     fn start(name: &'static str, options: &'static str, mut command: Command) -> Result<Shell, String> {
         let (process, input, output) = spawn(&mut command)?;
-        Ok(Shell { name, options, command, process, input, output, answered: false, broken: None })
+        let said = room()?;
+        Ok(Shell { name, options, command, process, said, input, output, answered: false, broken: None })
     }
 
     fn exchange(&mut self, dir: &Path, script: &str, limit: Duration) -> Result<Output, String> {
         let started = Instant::now();
         let order = format!(
-            "o=$(mktemp); e=$(mktemp); cd {} && timeout -s KILL {} sh -c {} </dev/null >$o 2>$e; s=$?\n\
+            "o={0}/o; e={0}/e; cd {1} && timeout -s KILL {2} sh -c {3} </dev/null >$o 2>$e; s=$?\n\
              echo @done $s $(wc -c <$o) $(wc -c <$e); cat $o $e; rm -f $o $e\n",
+            quote(&self.said.path().display().to_string()),
             quote(&dir.display().to_string()),
             limit.as_secs_f64(),
             quote(script),
@@ -166,6 +171,12 @@ impl Shell {
     }
 }
 
+/// A directory for what scripts say.
+fn room() -> Result<TempDir, String> {
+    let room = tempfile::Builder::new().prefix("mayfly-ground-").tempdir();
+    room.map_err(|cause| format!("make a directory: {cause}"))
+}
+
 /// A process of `command`, and the pipes to and from it.
 fn spawn(command: &mut Command) -> Result<(Child, Option<ChildStdin>, BufReader<ChildStdout>), String> {
     let mut process = command
@@ -201,6 +212,8 @@ impl Ground for Shell {
     fn restart(&mut self) -> Result<(), String> {
         self.end();
         (self.process, self.input, self.output) = spawn(&mut self.command)?;
+        // A script of the ground that was lost may still be writing to its own.
+        self.said = room()?;
         (self.answered, self.broken) = (false, None);
         Ok(())
     }
@@ -289,6 +302,10 @@ mod tests {
             );
         }
         assert!(ground.lost().is_some());
+        let said = ground.said.path().to_owned();
+        assert!(said.exists());
+        drop(ground);
+        assert!(!said.exists(), "a ground that is lost leaves nothing behind");
     }
 
     #[test]
