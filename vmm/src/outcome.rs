@@ -30,6 +30,11 @@ pub mod code {
     pub const NOT_STARTED: u8 = 125;
     /// The operator ended it (`Ctrl-a x`): as after `Ctrl-c`, 128 + SIGINT.
     pub const QUIT: u8 = 130;
+
+    /// A signal ended it: as a shell says it.
+    pub fn signalled(signal: i32) -> u8 {
+        u8::try_from(signal).unwrap_or(0x7f).saturating_add(128)
+    }
 }
 
 /// The exit code of a failure before the guest's first instruction.
@@ -120,7 +125,7 @@ impl End {
             End::Crashed { .. } => code::CRASHED,
             End::TimedOut(_) => code::TIMED_OUT,
             End::Quit => code::QUIT,
-            End::Signalled(signal) => u8::try_from(*signal).unwrap_or(0x7f).saturating_add(128),
+            End::Signalled(signal) => code::signalled(*signal),
             End::HostError(_) => code::HOST,
         }
     }

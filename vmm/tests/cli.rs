@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 const NOBODY: u32 = 65534;
@@ -50,8 +50,13 @@ fn tiny() -> Vec<u8> {
     file
 }
 
-/// Runs a command line of a session. Not as root, whom nothing is refused.
+/// Runs a command line of a session.
 fn run(dir: &Path, words: &str) -> Output {
+    start(dir, words, &[]).wait_with_output().unwrap()
+}
+
+/// Starts a command line with this environment. Not as root, whom nothing is refused.
+fn start(dir: &Path, words: &str, environment: &[(&str, &Path)]) -> Child {
     /// A child started while another thread still writes its copy would hold that copy open: it could not be run.
     static COPYING: Mutex<()> = Mutex::new(());
     let binary = dir.join("mayfly");
@@ -61,12 +66,13 @@ fn run(dir: &Path, words: &str) -> Output {
     }
     let mut command = Command::new(binary);
     command.args(words.split_ascii_whitespace()).current_dir(dir).stdin(Stdio::null()).env_clear();
+    command.envs(environment.iter().copied());
     if rustix::process::geteuid().is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(turn);
-    child.wait_with_output().unwrap()
+    child
 }
 
 /// A session as it goes now: the commands of `old`, with what they print.
@@ -227,4 +233,52 @@ fn a_disk_in_use_is_not_given_to_a_run_on_the_emulated_host() {
     other.unlock().unwrap();
     // Nothing else stands in its way but that there is no QEMU where PATH is empty.
     assert!(told().starts_with("error: emulate a host"), "{}", told());
+}
+
+/// Whoever waits for the emulated host can be told to stop, and then hears as much of it as of a run.
+#[test]
+fn a_signal_before_the_emulated_host_is_up_is_told_as_the_end() {
+    let dir = fixtures();
+    let (bin, cache) = (dir.path().join("bin"), dir.path().join("cache"));
+    for place in [&bin, &cache.join("mayfly/lab")] {
+        fs::create_dir_all(place).unwrap();
+    }
+    let qemu = bin.join("qemu-system-x86_64");
+    fs::write(&qemu, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    // It waits for its turn in the cache, which never comes.
+    let lock = fs::File::create(cache.join("mayfly/lab/lock")).unwrap();
+    lock.lock().unwrap();
+    for path in [&cache, &cache.join("mayfly"), &cache.join("mayfly/lab"), &cache.join("mayfly/lab/lock")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let end = |words: &str, signal: rustix::process::Signal| {
+        let mut child = start(dir.path(), words, &[("PATH", &bin), ("XDG_CACHE_HOME", &cache)]);
+        let threads = format!("/proc/{}/task", child.id());
+        let boots = || {
+            let mut threads = fs::read_dir(&threads).unwrap().flatten();
+            threads.any(|task| fs::read(task.path().join("comm")).is_ok_and(|name| name == b"boot\n"))
+        };
+        while !boots() {
+            assert_eq!(child.try_wait().unwrap(), None, "{words}");
+            std::thread::yield_now();
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), told, String::from_utf8(output.stdout).unwrap())
+    };
+    use rustix::process::Signal;
+    for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15)] {
+        let code = 128 + number;
+        let (status, told, result) = end("run --accel emulated --kernel tiny --json", signal);
+        assert_eq!(status, Some(code), "{told}");
+        assert!(told.ends_with(&format!("\nerror: run the guest: signal {number} ended the run\n")), "{told}");
+        let line: serde_json::Value = serde_json::from_str(&result).unwrap();
+        assert_eq!((&line["end"], &line["exit_code"]), (&"signalled".into(), &code.into()), "{result}");
+        assert_eq!((&line["accel"], &line["times_ms"]["first_instruction"]), (&"emulated".into(), &().into()));
+        let (status, told, _) = end("lab -- true", signal);
+        assert_eq!(status, Some(code), "{told}");
+        assert_eq!(told, format!("error: boot the emulated host: signal {number} ended it\n"));
+    }
 }

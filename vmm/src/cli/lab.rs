@@ -38,6 +38,14 @@ pub struct Order {
     pub command: Vec<OsString>,
 }
 
+/// What came of a run on the emulated host.
+pub enum Elsewhere {
+    /// It ended with this exit code, and has told its result there.
+    Ended(u8),
+    /// A signal ended it before it began there: who was asked for the result has to tell it.
+    Unborn(i32),
+}
+
 /// Carries out `mayfly lab`; the exit code of the command.
 pub fn lab(matches: &ArgMatches) -> u8 {
     let order = Order {
@@ -47,10 +55,19 @@ pub fn lab(matches: &ArgMatches) -> u8 {
         timeout: matches.get_one("timeout").copied(),
         command: matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     };
-    exec(&order).map(|ended| settled(ended, code::DONE)).unwrap_or_else(|fail| {
-        complain(&fail);
-        code_before_start(&fail)
-    })
+    match exec(&order) {
+        Ok(ended) => {
+            if let Some(number) = ended.unborn {
+                let cause = format!("signal {number} ended it");
+                complain(&Fail::new(Why::Host, "boot the emulated host").because(cause));
+            }
+            settled(ended, code::DONE)
+        }
+        Err(fail) => {
+            complain(&fail);
+            code_before_start(&fail)
+        }
+    }
 }
 
 /// Runs the plan on the emulated host if it has to run there: this very command line again, with that host's KVM.
@@ -58,7 +75,7 @@ pub fn lab(matches: &ArgMatches) -> u8 {
 ///
 /// # Errors
 /// It can run neither here nor there.
-pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
+pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<Elsewhere>> {
     let Some(reason) = reason(plan.accel, || probe(scout))? else { return Ok(None) };
     // Wrong inputs are found here, before an emulated host is booted for them.
     check_boot(plan)?;
@@ -71,8 +88,11 @@ pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<u8>> {
     command.extend(std::env::args_os().skip(1));
     command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
-    exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })
-        .map(|ended| Some(settled(ended, code::QUIT)))
+    let ended = exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })?;
+    Ok(Some(match ended.unborn {
+        Some(number) => Elsewhere::Unborn(number),
+        None => Elsewhere::Ended(settled(ended, code::QUIT)),
+    }))
 }
 
 /// Why a run has to go to the emulated host; `None` if it can run here. `probe` is asked only where it matters.
@@ -172,13 +192,17 @@ mod tests {
 
     #[test]
     fn lost_output_is_no_success() {
-        let ended = |code, errno: i32| Ended { code, lost: Some(std::io::Error::from_raw_os_error(errno)) };
+        let ended = |code, errno: i32| Ended {
+            code,
+            lost: Some(std::io::Error::from_raw_os_error(errno)),
+            unborn: None,
+        };
         assert_eq!(settled(ended(0, libc::ENOSPC), code::QUIT), code::HOST);
         assert_eq!(settled(ended(code::QUIT, libc::ENOSPC), code::QUIT), code::HOST);
         assert_eq!(settled(ended(7, libc::ENOSPC), code::QUIT), 7, "the command's own failure counts more");
         assert_eq!(settled(ended(0, libc::EPIPE), code::QUIT), code::QUIT);
         assert_eq!(settled(ended(0, libc::EPIPE), code::DONE), code::DONE);
-        assert_eq!(settled(Ended { code: 0, lost: None }, code::QUIT), 0);
+        assert_eq!(settled(Ended { code: 0, lost: None, unborn: None }, code::QUIT), 0);
     }
 
     #[test]

@@ -11,10 +11,11 @@ use clap::ArgMatches;
 use devices::catalog::CATALOG;
 use devices::outlet::{Flow, Outlet};
 
+use super::lab::{Elsewhere, take_over};
 use super::{complain, say};
 use crate::host::{self, LinuxHost};
 use crate::machine::{self, Scout};
-use crate::outcome::{self, Report, code};
+use crate::outcome::{self, End, Report, code};
 use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan, Smbios};
 
 /// How long the reader of the result may take nothing of it.
@@ -58,8 +59,13 @@ fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
     }
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
-    if let Some(code) = super::lab::take_over(&plan, &scout)? {
-        return Ok(Attempt::Answered(code));
+    match take_over(&plan, &scout)? {
+        Some(Elsewhere::Ended(code)) => return Ok(Attempt::Answered(code)),
+        Some(Elsewhere::Unborn(signal)) => {
+            let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
+            return Ok(Attempt::Ran(Report { accel: Accel::Emulated, ..report }));
+        }
+        None => {}
     }
     let mut report = machine::run(&plan, &scout, outcome::process_start())?;
     if emulated {

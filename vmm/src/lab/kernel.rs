@@ -5,6 +5,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use base::sys::children::die_with_parent;
 use base::{Doing, Fail, Result, Why};
 use boot::kernel::Kernel;
 use rustix::fs::{Access, FlockOperation, access, flock};
@@ -238,6 +239,7 @@ fn without(cause: String) -> Fail {
 /// Runs a program to its end; what it says is told only if it fails.
 fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
+    die_with_parent(command);
     let output =
         command.stdin(Stdio::null()).output().map_err(|cause| without(format!("run {name}: {cause}")))?;
     if output.status.success() {

@@ -136,14 +136,6 @@ impl Host {
     /// QEMU or a kernel is missing (the hint names the package), or the host does not come up: the failure ends with
     /// what its console said last.
     pub fn boot(options: &Options) -> Result<Host> {
-        Host::boot_within(options, PATIENCE)
-    }
-
-    /// As [`Host::boot`], with a limit to the time it takes from QEMU's start.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn boot_within(options: &Options, patience: Duration) -> Result<Host> {
         if options.icount && options.cpus != 1 {
             return Err(Fail::new(Why::Usage, format!("count instructions of {} CPUs", options.cpus))
                 .because("--icount takes one CPU"));
@@ -158,7 +150,7 @@ impl Host {
         let program = qemu::find()?;
         let prepared = kernel::prepare()?;
         let (qemu, wire) = Qemu::start(&program, &prepared, options)?;
-        let client = Client::connect(wire, patience.min(PATIENCE)).map_err(|cause| {
+        let client = Client::connect(wire, PATIENCE).map_err(|cause| {
             // It has more to say than the wire; once it has ended, all of it is known.
             let words = qemu.last_words();
             Fail::new(Why::Host, "boot the emulated host").because(format!("{cause}{words}"))

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,18 +28,26 @@ pub struct Ended {
     pub code: u8,
     /// Why some of its output could not be written here.
     pub lost: Option<io::Error>,
+    /// The signal that ended it all before the command began.
+    pub unborn: Option<i32>,
 }
 
 impl Ended {
     fn with(code: u8) -> Ended {
-        Ended { code, lost: None }
+        Ended { code, lost: None, unborn: None }
     }
+}
+
+/// What comes first: the emulated host, or a signal.
+enum News {
+    Booted(Result<Host>),
+    Signal(i32),
 }
 
 /// Runs a command on an emulated host with this process's directory, environment and standard streams.
 ///
 /// Where standard input and output are a terminal, the command has one. Signals that would end this process go to
-/// the command instead, once it runs.
+/// the command instead, once it runs; before that they end the wait for it, and the process has to end soon.
 ///
 /// # Errors
 /// The emulated host cannot be had, or ends before the command does.
@@ -49,27 +57,34 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
     let numbers = SIGNALS.map(Signal::as_raw);
     let signals = signals::divert(&numbers).doing(Why::Host, || "divert signals")?;
     let remote: Arc<Mutex<Option<Remote>>> = Arc::default();
+    let (tell, told) = channel();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn({
-            let remote = remote.clone();
-            move || forward(&signals, &remote)
+            let (remote, tell) = (remote.clone(), tell.clone());
+            move || forward(&signals, &remote, &tell)
         })
         .doing(Why::Host, || "start a thread")?;
 
-    let left = |deadline: Option<Instant>| match deadline {
-        Some(deadline) => deadline.saturating_duration_since(Instant::now()),
-        None => Duration::MAX,
-    };
-    let host = match Host::boot_within(options, left(deadline)) {
-        Err(_) if left(deadline).is_zero() => return Ok(Ended::with(overdue(timeout))),
-        host => host?,
+    let host = match boot(options, deadline, tell, &told)? {
+        Some(News::Booted(host)) => host?,
+        Some(News::Signal(number)) => {
+            return Ok(Ended { unborn: Some(number), ..Ended::with(code::signalled(number)) });
+        }
+        None => return Ok(Ended::with(overdue(timeout))),
     };
     let command = local(argv)?;
     // A terminal in raw mode leaves the line discipline to the other side.
     let raw = if command.terminal.is_some() { raw()? } else { None };
     let process = host.start(command)?;
-    *remote.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
+    {
+        let mut remote = remote.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that came while there was a host and no command yet.
+        if let Ok(News::Signal(number)) = told.try_recv() {
+            let _ = process.remote().signal(number_of(number));
+        }
+        *remote = Some(process.remote());
+    }
     let outputs = process.outputs();
     let ended = match wait(process, deadline)? {
         Some(ended) => ended.map_err(|cause| host.lost(&argv_name(argv), &cause))?,
@@ -86,7 +101,28 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
             Fail::new(Why::Missing, format!("run {}", argv_name(argv))).because(cause)
         ));
     }
-    Ok(Ended { code: ended.code(), lost: outputs.error() })
+    Ok(Ended { lost: outputs.error(), ..Ended::with(ended.code()) })
+}
+
+/// Boots the host in a thread of its own, which may wait for a download, for a lock, for QEMU. `None` when the time is up
+/// first. Who does not wait for it to the end ends the process: the thread dies with that, and its children with it.
+fn boot(
+    options: &Options,
+    deadline: Option<Instant>,
+    tell: Sender<News>,
+    told: &Receiver<News>,
+) -> Result<Option<News>> {
+    let options = options.clone();
+    let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+    std::thread::Builder::new()
+        .name("boot".into())
+        .spawn(move || tell.send(News::Booted(Host::boot(&options))))
+        .doing(Why::Host, || "start a thread")?;
+    match told.recv_timeout(left) {
+        Ok(news) => Ok(Some(news)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(Fail::new(Why::Host, "wait for the emulated host")),
+    }
 }
 
 fn argv_name(argv: &[OsString]) -> String {
@@ -147,24 +183,25 @@ fn wait(process: Process, deadline: Option<Instant>) -> Result<Option<io::Result
     }
 }
 
-/// Passes signals on. Without a command yet they end this process as they would have, and QEMU with it.
-fn forward(signals: &impl AsFd, remote: &Mutex<Option<Remote>>) {
+/// Passes signals on: to the command, or to whoever waits for it.
+fn forward(signals: &impl AsFd, remote: &Mutex<Option<Remote>>, tell: &Sender<News>) {
     loop {
         if rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(signals, PollFlags::IN)], None)).is_err() {
             return;
         }
         while let Some(number) = signals::next(signals) {
-            let small = u8::try_from(number).unwrap_or(u8::MAX);
             // A command that has ended meanwhile needs no signal.
             match &*remote.lock().unwrap_or_else(PoisonError::into_inner) {
                 Some(remote) if number == Signal::WINCH.as_raw() => drop(remote.resize(size())),
-                Some(remote) => drop(remote.signal(small)),
+                Some(remote) => drop(remote.signal(number_of(number))),
                 None if number == Signal::WINCH.as_raw() => {}
-                None => {
-                    terminal::restore();
-                    std::process::exit(i32::from(small.saturating_add(128)));
-                }
+                None => drop(tell.send(News::Signal(number))),
             }
         }
     }
+}
+
+/// The number of a signal as the wire has it.
+fn number_of(signal: i32) -> u8 {
+    u8::try_from(signal).unwrap_or(u8::MAX)
 }
