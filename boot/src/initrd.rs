@@ -58,20 +58,24 @@ fn open(path: &Path) -> Result<(Content<'_>, u64)> {
         return Err(fail("it is a pipe, not a regular file").hint("write it to a file first"));
     }
     if !about.is_file() {
-        return Err(fail("it is not a regular file"));
+        return Err(fail("it is not a regular file").hint("pass a cpio archive"));
     }
     if about.len() == 0 {
-        return Err(fail("it is empty"));
+        return Err(fail("it is empty").hint("leave it out for none, or pass `builtin` for mayfly's own"));
     }
     Ok((Content::File(path, file), about.len()))
 }
 
-/// Sees to it that the part in a file can be read, and reads nothing.
+/// Bytes of all parts together. Nothing is read.
 ///
 /// # Errors
-/// As [`place`] would fail on it.
-pub fn check(path: &Path) -> Result<()> {
-    open(path).map(drop)
+/// A file cannot be read, as [`place`] would fail on it.
+pub fn size(parts: &[Part]) -> Result<u64> {
+    let sizes = parts.iter().map(|part| match part {
+        Part::File(path) => open(path).map(|(_, len)| len),
+        Part::Bytes(bytes) => Ok(bytes.len() as u64),
+    });
+    sizes.sum()
 }
 
 /// Reads the parts into guest memory between `floor` and `ceiling` (the last address a byte may have), page-aligned

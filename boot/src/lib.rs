@@ -22,7 +22,7 @@ use std::borrow::Cow;
 
 use arch::layout::{CMDLINE, PVH_INFO, ZERO_PAGE};
 use base::memory::Memory;
-use base::{Doing, Result, Why};
+use base::{Doing, Fail, Result, Why};
 use vm_memory::{Bytes, GuestAddress};
 
 use self::discovery::Discovery;
@@ -105,6 +105,7 @@ pub enum Start {
 /// failure names which.
 pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
     let map = Map::new(memory).reserving(plan.machine.bridge.map(|bridge| bridge.ecam));
+    check_tight(plan, map.low_end())?;
     let kernel = plan.kernel.load(plan.protocol, plan.loading, memory, &map)?;
     let configured = || kernel.acpi.or_else(|| discovery::has_acpi(&inspect::config_in_tree(plan.kernel)?));
     let cmdline = match discovery::choose(plan.cmdline, configured) {
@@ -132,6 +133,48 @@ pub fn place(plan: &Plan, memory: &Memory) -> Result<Start> {
     }
     linux::place(kernel.header, initrd, memory, &map)?;
     Ok(Start::Linux64 { entry: kernel.linux, zero_page: ZERO_PAGE })
+}
+
+/// Memory that Linux needs beside its own and that of its initrd to come to user space, and to have room there.
+pub(crate) const WORKSPACE: u64 = 96 << 20;
+/// How much larger an initrd gets when it is unpacked; it stays in memory meanwhile.
+const UNPACKED: u64 = 3;
+/// The step in which memory is recommended.
+const STEP: u64 = 32 << 20;
+/// A machine with this much more than its kernel takes is looked at no closer.
+const AMPLE: u64 = 256 << 20;
+
+/// Sees to it that kernel and initrd fit into `low` bytes of RAM below the hole for devices, as far as their headers and
+/// sizes tell; says how much would be enough to boot.
+///
+/// # Errors
+/// They do not fit, or a part of the initrd cannot be read.
+pub fn check_memory(kernel: &Kernel, initrd: &[Part], low: u64) -> Result<()> {
+    let parts = initrd::size(initrd)?;
+    let needed = kernel.end()?.saturating_add(parts);
+    if needed <= low {
+        return Ok(());
+    }
+    let enough = if kernel.is_linux() {
+        let unpacked = parts.saturating_mul(UNPACKED);
+        let all = needed.saturating_add(unpacked).saturating_add(WORKSPACE);
+        all.checked_next_multiple_of(STEP).unwrap_or(all)
+    } else {
+        needed
+    };
+    let fail = match parts {
+        0 => Fail::new(Why::Invalid, format!("load kernel {}", kernel.name())),
+        _ => Fail::new(Why::Invalid, format!("load kernel {} and its initrd", kernel.name())),
+    };
+    Err(map::too_small(fail, low, needed, enough))
+}
+
+/// The same where memory is scarce: a machine with plenty does not wait for it.
+fn check_tight(plan: &Plan, low: u64) -> Result<()> {
+    match plan.kernel.end()?.saturating_add(AMPLE) {
+        plenty if plenty <= low => Ok(()),
+        _ => check_memory(plan.kernel, plan.initrd, low),
+    }
 }
 
 #[cfg(test)]

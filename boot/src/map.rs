@@ -80,10 +80,15 @@ impl Map {
 
     /// Says how much memory would have been enough.
     pub fn too_small(&self, fail: Fail, needed: u64) -> Fail {
-        let (needed, given) = (needed.div_ceil(1 << 20), self.low_end() >> 20);
-        fail.because(format!("it needs {needed} MiB of memory, the guest has {given} MiB"))
-            .hint(format!("pass --memory {needed}M or more"))
+        too_small(fail, self.low_end(), needed, needed)
     }
+}
+
+/// Says that `given` bytes are less than what is `needed`, and that `enough` would do.
+pub fn too_small(fail: Fail, given: u64, needed: u64, enough: u64) -> Fail {
+    let (needed, given, enough) = (needed.div_ceil(1 << 20), given >> 20, enough.div_ceil(1 << 20));
+    fail.because(format!("it needs {needed} MiB of memory, the guest has {given} MiB"))
+        .hint(format!("pass --memory {enough}M or more"))
 }
 
 #[cfg(test)]

@@ -50,10 +50,21 @@ pub trait Kind: Send + Sync + 'static {
     /// How many there are.
     const PRESENCE: Presence;
 
-    /// Opens the files of the host that the device `name` would use, and locks them as [`Kind::build`] does.
+    /// Sees to it that the settings of the device `name` make sense together. It asks no host: whoever writes a plan
+    /// hears of it, and [`Entry::build`] has done it before [`Kind::build`].
+    ///
+    /// # Errors
+    /// [`Why::Usage`]: they do not.
+    fn check(spec: &Self::Spec, name: &str) -> Result<()> {
+        let _ = (spec, name);
+        Ok(())
+    }
+
+    /// Opens the files of the host that the device `name` would use, and locks them as [`Kind::build`] does; tells the
+    /// host of its doors ([`Host::door`]).
     ///
     /// For a process that hands the machine to a host whose locks do not reach ours: it finds out early what is wrong
-    /// with the files, and holds them meanwhile. None is made.
+    /// with the files, and holds them meanwhile. No disk is made.
     ///
     /// # Errors
     /// Those of [`Kind::build`] that are about these files.
@@ -172,6 +183,8 @@ pub trait Entry: Sync {
     fn example(&self) -> &'static str;
     /// See [`Kind::PRESENCE`].
     fn presence(&self) -> Presence;
+    /// The keys of its `Spec`, in the order in which they are declared; other names of a key are among them.
+    fn keys(&self) -> &'static [&'static str];
     /// The JSON schema of its `Spec`, with the doc comments as descriptions.
     fn schema(&self) -> schemars::Schema;
     /// Reads `key=value,key=value` into the JSON form of the `Spec`, all defaults filled in; `,,` is a comma within a
@@ -180,11 +193,11 @@ pub trait Entry: Sync {
     /// # Errors
     /// [`Why::Usage`]: an unknown key (the known ones are named), a missing or a bad value.
     fn parse(&self, text: &str) -> Result<Value>;
-    /// Checks the JSON form of a `Spec` and fills in its defaults.
+    /// Checks the JSON form of the `Spec` of the device `name` and fills in its defaults.
     ///
     /// # Errors
-    /// As [`Entry::parse`].
-    fn check(&self, spec: &Value) -> Result<Value>;
+    /// As [`Entry::parse`] and [`Kind::check`].
+    fn check(&self, spec: &Value, name: &str) -> Result<Value>;
     /// Opens and locks the files that one would use.
     ///
     /// # Errors
@@ -195,7 +208,7 @@ pub trait Entry: Sync {
     /// Builds one.
     ///
     /// # Errors
-    /// As [`Kind::build`].
+    /// As [`Kind::check`] and [`Kind::build`].
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body>;
 }
 
@@ -237,6 +250,9 @@ impl<K: Kind> Entry for Of<K> {
     fn presence(&self) -> Presence {
         K::PRESENCE
     }
+    fn keys(&self) -> &'static [&'static str] {
+        flag::keys::<K::Spec>()
+    }
     fn schema(&self) -> schemars::Schema {
         schemars::schema_for!(K::Spec)
     }
@@ -244,8 +260,10 @@ impl<K: Kind> Entry for Of<K> {
         let spec: K::Spec = flag::parse(&Self::FORM, text)?;
         Self::value(&spec)
     }
-    fn check(&self, spec: &Value) -> Result<Value> {
-        Self::value(&Self::typed(spec)?)
+    fn check(&self, spec: &Value, name: &str) -> Result<Value> {
+        let spec = Self::typed(spec)?;
+        K::check(&spec, name)?;
+        Self::value(&spec)
     }
     fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         K::claim(&Self::typed(spec)?, name, host)
@@ -254,7 +272,9 @@ impl<K: Kind> Entry for Of<K> {
         K::terminal(&Self::typed(spec).ok()?)
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
-        K::build(&Self::typed(spec)?, kit)
+        let spec = Self::typed(spec)?;
+        K::check(&spec, kit.name)?;
+        K::build(&spec, kit)
     }
 }
 

@@ -2,7 +2,8 @@
 
 use base::{Fail, Result, Why};
 use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
+use serde::Deserializer;
+use serde::de::{DeserializeOwned, Visitor};
 
 /// A flag that takes keys.
 #[derive(Clone, Copy, Debug)]
@@ -33,12 +34,67 @@ pub fn parse<T: DeserializeOwned + JsonSchema>(form: &Form, text: &str) -> Resul
         let kind = schemars::schema_for!(T).pointer(&format!("/properties/{key}/type")).cloned();
         kind == Some("array".into())
     });
-    let (quoted, objects) = quote(&full);
-    let objects = objects.iter().map(|(id, value)| (id.as_str(), value.as_str())).collect();
-    serde_aco::from_args(&quoted, &objects).map_err(|cause| {
-        let cause = spell(cause);
+    read(&full).map_err(|cause| {
+        let cause = blame(&full, cause, |begin| read::<T>(begin).err());
         Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint())
     })
+}
+
+/// Reads the text of a flag in which every value has its key; or says what is wrong.
+fn read<T: DeserializeOwned>(full: &str) -> std::result::Result<T, String> {
+    let (quoted, objects) = quote(full);
+    let objects = objects.iter().map(|(id, value)| (id.as_str(), value.as_str())).collect();
+    serde_aco::from_args(&quoted, &objects).map_err(spell)
+}
+
+/// Says which pair of the text `full` is to blame for `cause`. The reader does not tell, but it goes from left to right:
+/// the pair is the last of the shortest beginning that fails in the same way.
+fn blame(full: &str, cause: String, fails: impl Fn(&str) -> Option<String>) -> String {
+    // Of keys that are unknown, missing or given twice it tells.
+    if ["unknown field", "missing field", "duplicate field"].iter().any(|words| cause.starts_with(words)) {
+        return cause;
+    }
+    let text = full.replace(",,", "\0");
+    let pairs: Vec<&str> = text.split(',').collect();
+    let culprit = (1..=pairs.len()).find_map(|count| {
+        let begin = pairs.get(..count)?;
+        (fails(&begin.join(",").replace('\0', ",,"))? == cause).then_some(*begin.last()?)
+    });
+    culprit.map_or_else(|| cause.clone(), |pair| format!("{}: {cause}", pair.replace('\0', ",")))
+}
+
+/// The keys of settings, in the order in which they are declared.
+pub fn keys<T: DeserializeOwned>() -> &'static [&'static str] {
+    let mut keys: &'static [&'static str] = &[];
+    // A failure, as there is nothing to read but the question.
+    let _ = T::deserialize(Keys(&mut keys));
+    keys
+}
+
+/// Answers nothing, and remembers which keys a structure asks for.
+struct Keys<'a>(&'a mut &'static [&'static str]);
+
+impl<'de> Deserializer<'de> for Keys<'_> {
+    type Error = serde::de::value::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> std::result::Result<V::Value, Self::Error> {
+        Err(serde::de::Error::custom("nothing to read"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> std::result::Result<V::Value, Self::Error> {
+        *self.0 = fields;
+        self.deserialize_any(visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
 }
 
 /// Puts the values of a key that is given more than once, and may be, behind its first: `,,` is between them.
@@ -88,15 +144,52 @@ fn spell(error: serde_aco::Error) -> String {
     use serde_aco::Error as E;
     match error {
         E::Message(text) => text,
-        E::ExpectedMapEq => "it is not a list of key=value".to_owned(),
-        E::ExpectedInteger => "a value is not a whole number".to_owned(),
-        E::ExpectedFloat => "a value is not a number".to_owned(),
-        E::ExpectedBool => "a value is neither on nor off".to_owned(),
-        E::ExpectedUnit => "a value is one too many".to_owned(),
+        E::ExpectedMapEq => "it is not key=value".to_owned(),
+        E::ExpectedInteger => "it is not a whole number".to_owned(),
+        E::ExpectedFloat => "it is not a number".to_owned(),
+        E::ExpectedBool => "it is neither on nor off".to_owned(),
+        E::ExpectedUnit => "it is one too many".to_owned(),
         E::Trailing(text) => format!("`{text}` is one too many"),
         E::Ignored(key) => format!("`{key}` makes no sense here"),
         E::IdNotFound(id) => format!("there is no `{id}`"),
-        E::Overflow => "a number is too large".to_owned(),
-        E::UnknownType => "a value has no type".to_owned(),
+        E::Overflow => "the number is too large".to_owned(),
+        E::UnknownType => "it has no type".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only read")]
+    struct Spec {
+        path: String,
+        #[serde(default)]
+        open: bool,
+        #[serde(default)]
+        count: u16,
+        #[serde(default)]
+        list: Vec<String>,
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_key() {
+        let form = Form { flag: "thing", bare: "path", example: "a" };
+        for (text, cause) in [
+            ("a,open=maybe", "open=maybe: it is neither on nor off"),
+            ("a,,b,list=x,list=y,,z,open=", "open=: it is neither on nor off"),
+            ("open=on,count=many,path=a", "count=many: it is not a whole number"),
+            ("a,count=70000", "count=70000: the number is too large"),
+            ("a,open=on,nonsense", "nonsense: it is not key=value"),
+            ("open=on", "missing field `path`"),
+        ] {
+            let fail = parse::<Spec>(&form, text).unwrap_err();
+            assert_eq!(fail.summary(), format!("read --thing {text}: {cause}"));
+        }
+        assert_eq!(keys::<Spec>(), ["path", "open", "count", "list"]);
+        assert_eq!(keys::<u8>(), [""; 0]);
     }
 }

@@ -32,7 +32,7 @@ impl<To: Copy> LineEnd<To> {
     /// The end of the line of the chip `name`: `usual` if nothing was said.
     ///
     /// # Errors
-    /// Both are given, or the file cannot be opened.
+    /// The file cannot be opened.
     pub fn choose(&self, usual: To, name: &str, host: &dyn Host) -> Result<Chosen<To>> {
         match self.claim(name, host)? {
             Some(file) => Ok(Chosen::File(file)),
@@ -40,18 +40,25 @@ impl<To: Copy> LineEnd<To> {
         }
     }
 
+    /// Sees to it that the line of the chip `name` has one end.
+    ///
+    /// # Errors
+    /// [`Why::Usage`]: both are given.
+    pub fn check(&self, name: &str) -> Result<()> {
+        if self.file.is_some() && self.to.is_some() {
+            return Err(Fail::new(Why::Usage, format!("choose the end of {name}"))
+                .because("both to and file are given")
+                .hint("leave one of them out"));
+        }
+        Ok(())
+    }
+
     /// The file of the chip `name`, if it was given one.
     ///
     /// # Errors
-    /// As [`LineEnd::choose`].
+    /// It cannot be opened.
     pub fn claim(&self, name: &str, host: &dyn Host) -> Result<Option<File>> {
-        match (&self.file, &self.to) {
-            (Some(_), Some(_)) => Err(Fail::new(Why::Usage, format!("choose the end of {name}"))
-                .because("both to and file are given")
-                .hint("leave one of them out")),
-            (Some(path), None) => empty(path, name, host).map(Some),
-            (None, _) => Ok(None),
-        }
+        self.file.as_deref().map(|path| empty(path, name, host)).transpose()
     }
 }
 

@@ -79,7 +79,7 @@ fn every_setting_is_described_and_unknown_ones_are_refused_by_name() {
             assert!(words.len() > 10, "{name}: {key} has a description: {property}");
         }
         let spec = entry.parse(entry.example()).unwrap_or_else(|fail| panic!("example of {name}: {fail}"));
-        assert_eq!(entry.check(&spec).unwrap(), spec, "{name}: the filled-in settings are settings");
+        assert_eq!(entry.check(&spec, name).unwrap(), spec, "{name}: the filled-in settings are settings");
         if let Presence::Standard(text) = entry.presence() {
             entry.parse(text).unwrap_or_else(|fail| panic!("standard form of {name}: {fail}"));
         }
@@ -87,7 +87,7 @@ fn every_setting_is_described_and_unknown_ones_are_refused_by_name() {
         let mut json = spec.clone();
         json["no_such_key"] = true.into();
         let flag = entry.parse(&format!("{},no_such_key=on", entry.example()));
-        for refused in [flag, entry.check(&json)] {
+        for refused in [flag, entry.check(&json, name)] {
             let words = refused.expect_err("an unknown key is refused").to_string();
             for key in known.keys().map(String::as_str).chain(["no_such_key"]) {
                 assert!(words.contains(&format!("`{key}`")), "{name}: {key} is named in: {words}");

@@ -1,5 +1,6 @@
 //! The Linux host: opens files, streams and pseudo-terminals for devices, and says well what it cannot open.
 
+pub mod elsewhere;
 mod network;
 pub mod share;
 
@@ -12,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use base::fail::why_of;
+use base::fail::{barred, remedy_to_read, why_of};
 use base::host::{Access, Host, Keepsakes, Screen, Stream, Tap, kernel_entropy};
 use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
-use rustix::fs::{Mode, OFlags, fcntl_setfl};
+use rustix::fs::{Access as Rights, Mode, OFlags, fcntl_setfl};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::stdio::stdout;
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
@@ -43,6 +44,14 @@ impl Host for LinuxHost {
             return self.keep(role, || open(role, path, access).map(OwnedFd::from)).map(File::from);
         }
         open(role, path, access)
+    }
+
+    fn could_make(&self, role: &str, path: &Path) -> Result<()> {
+        let place = path.parent().filter(|place| !place.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // The slash tells a directory from a file.
+        let made = rustix::fs::access(place.join(""), Rights::WRITE_OK | Rights::EXEC_OK);
+        let access = Access { write: true, keep: true, ..Access::default() };
+        made.map_err(|cause| unopened(role, path, access, cause.into()))
     }
 
     fn scratch(&self, role: &str) -> Result<File> {
@@ -128,6 +137,11 @@ impl LinuxHost {
         }
     }
 
+    /// Whether a device has the standard streams of the process.
+    pub fn has_lent_stdio(&self) -> bool {
+        self.stdio_taken.load(Ordering::SeqCst)
+    }
+
     /// Makes ready for the next life: everything may be asked for again, and output goes on where it stopped.
     pub fn begin_again(&self) {
         self.stdio_taken.store(false, Ordering::SeqCst);
@@ -179,13 +193,15 @@ impl LinuxHost {
 /// Opens a file; what keeps it from being opened comes with the remedy.
 fn open(role: &str, path: &Path, access: Access) -> Result<File> {
     let opened = if access.create { open_output(path, access) } else { open_image(path, access) };
-    opened.map_err(|cause| {
-        let writing = if access.write { " for writing" } else { "" };
-        let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display()));
-        let hint = remedy(&cause, path, access);
-        let fail = fail.because(cause);
-        if hint.is_empty() { fail } else { fail.hint(hint) }
-    })
+    opened.map_err(|cause| unopened(role, path, access, cause))
+}
+
+/// The failure to open a file.
+fn unopened(role: &str, path: &Path, access: Access, cause: io::Error) -> Fail {
+    let writing = if access.write { " for writing" } else { "" };
+    let hint = remedy(&cause, path, access);
+    let fail = Fail::new(why_of(&cause), format!("open {role} {}{writing}", path.display())).because(cause);
+    hint.into_iter().fold(fail, Fail::hint)
 }
 
 /// An output may be a FIFO or a terminal: neither the open nor a write is to wait for its other end.
@@ -249,34 +265,34 @@ fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
-/// What helps against `cause`; empty if nothing is known.
-fn remedy(cause: &io::Error, path: &Path, access: Access) -> String {
+/// What helps against `cause`, if something is known.
+fn remedy(cause: &io::Error, path: &Path, access: Access) -> Option<String> {
     let shown = path.display();
-    match cause.raw_os_error().unwrap_or(0) {
-        libc::ENOENT if access.create || access.keep => "make its directory first".to_owned(),
-        libc::ENOENT if path.is_relative() => match std::env::current_dir() {
-            Ok(here) => format!("check the name; it is looked for in {}", here.display()),
-            Err(_) => "check the name".to_owned(),
+    let makes = access.create || access.keep;
+    Some(match cause.raw_os_error().unwrap_or(0) {
+        libc::ENOENT | libc::ENOTDIR if makes => "make its directory first".to_owned(),
+        libc::EACCES | libc::EPERM if makes => "choose another place, or make this one writable".to_owned(),
+        libc::EACCES | libc::EPERM if access.write && barred(path).is_none() => match may_read(path) {
+            true => "pass readonly=on, or make the file writable".to_owned(),
+            false => {
+                format!("make it readable, and writable unless you pass readonly=on: chmod a+rw {shown}")
+            }
         },
-        libc::ENOENT => "check the name".to_owned(),
-        libc::EACCES | libc::EPERM if access.create => {
-            "choose another place, or make this one writable".to_owned()
-        }
-        libc::EACCES | libc::EPERM if access.write => {
-            "pass readonly=on, or make the file writable".to_owned()
-        }
-        libc::EACCES | libc::EPERM => format!("make it readable: chmod a+r {shown}"),
-        libc::EROFS if access.create => "choose a place on a writable file system".to_owned(),
+        libc::EROFS if makes => "choose a place on a writable file system".to_owned(),
         libc::EROFS => "pass readonly=on, or copy the file to a writable file system".to_owned(),
-        libc::EISDIR => "name a file, not a directory".to_owned(),
         libc::EBUSY if access.write && !access.create => {
             format!("unmount it (findmnt {shown}) or end the program that has it, or pass readonly=on")
         }
         libc::EBUSY | libc::ETXTBSY => "another program holds it for itself: end that one first".to_owned(),
         libc::ENXIO => "nobody reads it: start its reader first".to_owned(),
         libc::EINVAL if access.direct => "its file system knows no O_DIRECT: leave that off".to_owned(),
-        _ => String::new(),
-    }
+        _ => return remedy_to_read(path, cause),
+    })
+}
+
+/// Whether this user may read the file at `path`.
+fn may_read(path: &Path) -> bool {
+    rustix::fs::access(path, Rights::READ_OK).is_ok()
 }
 
 #[cfg(test)]
@@ -312,6 +328,16 @@ mod tests {
         assert!(text.contains("it is looked for in /"), "{text}");
         let text = refused(&missing.join("log"), OUTPUT);
         assert!(text.ends_with("hint: make its directory first"), "{text}");
+        let host = LinuxHost::default();
+        assert!(host.could_make("disk0 overlay", &missing).is_ok() && !missing.exists());
+        std::fs::write(&missing, "").unwrap();
+        for path in [place.path().join("no/a"), missing.join("a")] {
+            let told = host.could_make("disk0 overlay", &path).unwrap_err().to_string();
+            let access = Access { keep: true, ..WRITE };
+            assert_eq!(told, host.open("disk0 overlay", &path, access).unwrap_err().to_string());
+            assert!(told.ends_with("hint: make its directory first"), "{told}");
+        }
+        std::fs::remove_file(&missing).unwrap();
         for access in [READ, WRITE] {
             let text = refused(place.path(), access);
             assert!(text.ends_with("Is a directory\n  hint: name a file, not a directory"), "{text}");
@@ -348,9 +374,18 @@ mod tests {
 
     #[test]
     fn each_refusal_of_the_host_has_a_remedy() {
-        let hint = |number, access| remedy(&errno(number), Path::new("/a"), access);
+        let at = |path: &str, number, access| remedy(&errno(number), Path::new(path), access);
+        let hint = |number, access| at("/a", number, access).unwrap_or_default();
         assert_eq!(hint(libc::EACCES, READ), "make it readable: chmod a+r /a");
-        assert_eq!(hint(libc::EACCES, WRITE), "pass readonly=on, or make the file writable");
+        assert_eq!(
+            at("/etc/passwd", libc::EACCES, WRITE).unwrap(),
+            "pass readonly=on, or make the file writable"
+        );
+        assert_eq!(
+            hint(libc::EACCES, WRITE),
+            "make it readable, and writable unless you pass readonly=on: chmod a+rw /a"
+        );
+        assert_eq!(hint(libc::ENOTDIR, READ), "check the name");
         assert!(hint(libc::EROFS, WRITE).starts_with("pass readonly=on"));
         assert!(hint(libc::EBUSY, OUTPUT).contains("another program"));
         assert_eq!(hint(libc::EMFILE, READ), "");

@@ -135,7 +135,12 @@ impl End {
         let because = |why, cause: String| Some(Fail::new(why, "run the guest").because(cause));
         match self {
             End::PoweredOff | End::Reset | End::DebugExit(_) | End::Quit => None,
-            End::Panicked { evidence } => because(Why::Host, format!("its kernel panicked ({evidence})")),
+            End::Panicked { evidence } => {
+                let fail = because(Why::Host, format!("its kernel panicked ({evidence})"));
+                // What Linux says when it can free nothing for its first programs (`mm/oom_kill.c`).
+                let short = evidence.contains("deadlocked on memory");
+                if short { fail.map(|fail| fail.hint("pass more --memory")) } else { fail }
+            }
             End::Crashed { detail } => because(Why::Host, detail.clone()),
             End::TimedOut(limit) => because(Why::Host, format!("it was not over after {limit}")),
             End::Signalled(signal) => because(Why::Host, format!("signal {signal} ended the run")),

@@ -13,9 +13,10 @@ mod units;
 use std::path::{Path, PathBuf};
 
 use ::devices::catalog::{self, Entry, Presence};
-use base::{Doing, Fail, Result, Why};
+use base::{Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::error::Category;
 
 pub use self::devices::Device;
 pub use self::identity::{GenerationId, Smbios, Uuid};
@@ -130,9 +131,22 @@ impl Plan {
     pub fn read(path: &Path) -> Result<Plan> {
         let doing = || format!("read the plan {}", path.display());
         let text = std::fs::read(path).map_err(|e| base::fail::unreadable(doing(), path, e))?;
-        serde_json::from_slice(&text)
-            .doing(Why::Usage, doing)
-            .map_err(|fail| fail.hint("`mayfly schema` prints what a plan may hold, `--dry-run` writes one"))
+        Plan::parse(path, &text)
+    }
+
+    /// Reads the text of a plan; `from` is how failures call it.
+    ///
+    /// # Errors
+    /// As [`Plan::read`].
+    pub fn parse(from: &Path, text: &[u8]) -> Result<Plan> {
+        let doing = || format!("read the plan {}", from.display());
+        serde_json::from_slice(text).map_err(|cause| {
+            let whole = matches!(cause.classify(), Category::Data | Category::Io);
+            let cause = if whole { cause.to_string() } else { format!("it is not JSON: {cause}") };
+            Fail::new(Why::Usage, doing())
+                .because(cause)
+                .hint("`mayfly schema` prints what a plan may hold, `--dry-run` writes one")
+        })
     }
 
     /// Adds a device from the text of its flag. One that every machine has replaces the earlier one of its kind.

@@ -22,6 +22,8 @@ fn fixtures() -> tempfile::TempDir {
     put("notes.txt", "Not a kernel, but a text about kernels.\n");
     put("empty", "");
     put("disk.img", &"\0".repeat(4096));
+    fs::set_permissions(dir.path().join("disk.img"), fs::Permissions::from_mode(0o666)).unwrap();
+    fs::set_permissions(dir.path().join("directory"), fs::Permissions::from_mode(0o777)).unwrap();
     put("broken.json", "{ \"kernel\": \n");
     put("unknown-key.json", "{\n  \"kernal\": \"vmlinuz\"\n}\n");
     put("wrong-type.json", "{ \"kernel\": \"vmlinuz\", \"cpus\": \"four\" }\n");
@@ -34,6 +36,13 @@ fn fixtures() -> tempfile::TempDir {
         put(&format!("boot/vmlinuz-{release}"), "");
     }
     fs::write(dir.path().join("tiny"), tiny()).unwrap();
+    // A tree in which something has the name of a kernel and is none.
+    fs::create_dir(dir.path().join("tree")).unwrap();
+    put("tree/vmlinux", "a text\n");
+    fs::write(dir.path().join("tree/vmlinuz"), tiny()).unwrap();
+    put("cut", &format!("MZ{}", "\0".repeat(298)));
+    fs::write(dir.path().join("short.qcow2"), [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 92]].concat()).unwrap();
+    fs::set_permissions(dir.path().join("short.qcow2"), fs::Permissions::from_mode(0o666)).unwrap();
     put("secret", "not for everyone\n");
     fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     dir
@@ -181,6 +190,15 @@ fn what_is_printed_about_mayfly_is_whole() {
 }
 
 #[test]
+fn findings_that_cannot_be_printed_are_no_success() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mayfly")).arg("doctor").stdout(full).output().unwrap();
+    assert_ne!(output.status.code(), Some(0));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told, "error: write to standard output: No space left on device\n");
+}
+
+#[test]
 fn a_failure_before_the_start_is_a_result_too() {
     let dir = fixtures();
     let output = run(dir.path(), "run --kernel vmlinuz --cpus 0 --json");
@@ -273,10 +291,16 @@ fn a_signal_before_the_emulated_host_is_up_is_told_as_the_end() {
         let code = 128 + number;
         let (status, told, result) = end("run --accel emulated --kernel tiny --json", signal);
         assert_eq!(status, Some(code), "{told}");
-        assert!(told.ends_with(&format!("\nerror: run the guest: signal {number} ended the run\n")), "{told}");
+        assert!(
+            told.ends_with(&format!("\nerror: run the guest: signal {number} ended the run\n")),
+            "{told}"
+        );
         let line: serde_json::Value = serde_json::from_str(&result).unwrap();
         assert_eq!((&line["end"], &line["exit_code"]), (&"signalled".into(), &code.into()), "{result}");
-        assert_eq!((&line["accel"], &line["times_ms"]["first_instruction"]), (&"emulated".into(), &().into()));
+        assert_eq!(
+            (&line["accel"], &line["times_ms"]["first_instruction"]),
+            (&"emulated".into(), &().into())
+        );
         let (status, told, _) = end("lab -- true", signal);
         assert_eq!(status, Some(code), "{told}");
         assert_eq!(told, format!("error: boot the emulated host: signal {number} ended it\n"));

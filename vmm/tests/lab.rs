@@ -216,5 +216,8 @@ fn the_command_line_passes_on_codes_signals_and_limits() {
     assert_eq!(lab(&["--timeout", "1ms", "--", "true"]).status().unwrap().code(), Some(124));
     let output = lab(&["--", "no-such-program"]).stderr(Stdio::piped()).output().unwrap();
     assert_eq!(output.status.code(), Some(127));
-    assert_eq!(text(output.stderr), "error: run no-such-program: No such file or directory\n");
+    assert_eq!(
+        text(output.stderr),
+        "error: run no-such-program: No such file or directory\n  hint: check the name; it is looked for in the directories of PATH\n"
+    );
 }

@@ -56,6 +56,7 @@ enum Form {
 pub struct Kernel {
     name: String,
     path: Option<PathBuf>,
+    passed_over: Option<Fail>,
     source: Source,
     form: Form,
     packed: bool,
@@ -78,29 +79,26 @@ pub(crate) struct Placed {
     pub acpi: Option<bool>,
 }
 
-/// Finds the kernel image that a path means: the file itself, or in a build tree `vmlinux`, `arch/x86/boot/bzImage`
-/// or `vmlinuz`, in this order.
+/// Where a directory holds a kernel image, in the order of preference.
 ///
 /// `vmlinux` comes first because it is never older than the bzImage made from it, and its segments are mapped in
 /// place of being unpacked; debug sections, however large, are never touched.
-///
-/// # Errors
-/// There is no such path, or the directory holds no kernel.
-pub fn locate(path: &Path) -> Result<PathBuf> {
-    let about = fs::metadata(path).map_err(|e| unreadable(opening(path), path, e))?;
-    if !about.is_dir() {
-        return Ok(path.to_owned());
+const PLACES: [&str; 3] = ["vmlinux", "arch/x86/boot/bzImage", "vmlinuz"];
+
+/// The files in a directory that may be a kernel image.
+fn candidates(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<_> = PLACES.iter().map(|place| dir.join(place)).collect();
+    found.retain(|place| place.is_file());
+    if !found.is_empty() {
+        return Ok(found);
     }
-    let places = ["vmlinux", "arch/x86/boot/bzImage", "vmlinuz"];
-    places.iter().map(|place| path.join(place)).find(|place| place.is_file()).ok_or_else(|| {
-        let installed = installed(path);
-        Fail::new(Why::Missing, format!("find a kernel in {}", path.display()))
-            .because(format!("it holds none of {}", places.join(", ")))
-            .hint(match installed.as_slice() {
-                [] => "build the kernel there, or pass the image itself".to_owned(),
-                images => format!("pass the image itself: {}", images.join(" or ")),
-            })
-    })
+    let installed = installed(dir);
+    Err(Fail::new(Why::Missing, format!("find a kernel in {}", dir.display()))
+        .because(format!("it holds none of {}", PLACES.join(", ")))
+        .hint(match installed.as_slice() {
+            [] => "build the kernel there, or pass the image itself".to_owned(),
+            images => format!("pass the image itself: {}", images.join(" or ")),
+        }))
 }
 
 /// Most images that a message names.
@@ -127,14 +125,26 @@ fn open_file(path: &Path) -> Result<(File, Metadata)> {
 }
 
 impl Kernel {
-    /// Opens and recognises the kernel that `path` means: the file itself, or the one that [`locate`] finds in a
-    /// directory.
+    /// Opens and recognises the kernel that `path` means: the file itself, or in a build tree `vmlinux`,
+    /// `arch/x86/boot/bzImage` or `vmlinuz`: the first of them that is one.
     ///
     /// # Errors
-    /// As [`locate`] and [`Kernel::open`].
+    /// There is no such path, the directory holds no kernel, or as [`Kernel::open`].
     pub fn find(path: &Path) -> Result<Kernel> {
         let (file, about) = open_file(path)?;
-        if about.is_dir() { Kernel::open(&locate(path)?) } else { Kernel::at(path, file, &about) }
+        if !about.is_dir() {
+            return Kernel::at(path, file, &about);
+        }
+        let mut candidates = candidates(path)?.into_iter();
+        let first = candidates.next().unwrap_or_default();
+        let refusal = match Kernel::open(&first) {
+            Err(refusal) => refusal,
+            found => return found,
+        };
+        match candidates.find_map(|path| Kernel::open(&path).ok()) {
+            Some(kernel) => Ok(Kernel { passed_over: Some(refusal), ..kernel }),
+            None => Err(refusal),
+        }
     }
 
     /// Opens and recognises the image at `path`. Only headers are read.
@@ -162,12 +172,17 @@ impl Kernel {
     }
 
     fn from_file(name: String, file: File, about: &Metadata) -> Result<Kernel> {
-        let refuse = |what| Err(Fail::new(Why::Invalid, format!("open kernel {name}")).because(what));
+        let refuse = |what: &'static str, hint| {
+            Err(Fail::new(Why::Invalid, format!("open kernel {name}")).because(what).hint(hint))
+        };
         match about.file_type() {
             kind if kind.is_file() => Kernel::recognise(name, Source::File(Arc::new(file), about.len())),
-            kind if kind.is_dir() => refuse("it is a directory"),
-            kind if kind.is_fifo() => refuse("it is a pipe, not a regular file"),
-            _ => refuse("it is not a regular file"),
+            kind if kind.is_dir() => refuse("it is a directory", IMAGE),
+            kind if kind.is_fifo() => refuse(
+                "it is a pipe, not a regular file",
+                "put what comes out of it into a file first, and pass that",
+            ),
+            _ => refuse("it is not a regular file", IMAGE),
         }
     }
 
@@ -181,7 +196,7 @@ impl Kernel {
 
     fn recognise(name: String, source: Source) -> Result<Kernel> {
         let form = recognise(&source).map_err(|reason| refuse(&name, reason))?;
-        Ok(Kernel { name, path: None, source, form, packed: false })
+        Ok(Kernel { name, path: None, passed_over: None, source, form, packed: false })
     }
 
     /// Leaves a bzImage packed: the guest unpacks itself, as it does on hardware.
@@ -198,6 +213,29 @@ impl Kernel {
     /// The path it was opened by, if it was.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Why it was not another file of its directory, which would have been preferred.
+    pub fn passed_over(&self) -> Option<&Fail> {
+        self.passed_over.as_ref()
+    }
+
+    /// One past the last address that it takes itself, as its headers say.
+    pub(crate) fn end(&self) -> Result<u64> {
+        match &self.form {
+            Form::Elf(elf) => Ok(elf.span().1),
+            Form::BzImage(image) => {
+                image.span().map(|(_, end)| end).map_err(|reason| refuse(&self.name, reason))
+            }
+        }
+    }
+
+    /// Whether it is Linux, which needs memory to work with besides its own.
+    pub(crate) fn is_linux(&self) -> bool {
+        match &self.form {
+            Form::Elf(elf) => scan::is_linux(elf, &self.source),
+            Form::BzImage(_) => true,
+        }
     }
 
     /// Its form.
@@ -340,13 +378,16 @@ impl Kernel {
     }
 }
 
+/// The remedy for what is no kernel.
+const IMAGE: &str = "pass a bzImage (vmlinuz) or an ELF vmlinux for x86-64";
+
 /// The failure for an image that is not one, or is broken.
 fn refuse(name: &str, reason: String) -> Fail {
     let fail = Fail::new(Why::Invalid, format!("load kernel {name}"));
     let hint = match reason.as_str() {
         text if text.contains("compressed file") => "unpack it first",
         text if text.contains("truncated") || text.contains("corrupt") => "copy or build it again",
-        _ => "pass a bzImage (vmlinuz) or an ELF vmlinux for x86-64",
+        _ => IMAGE,
     };
     fail.because(reason).hint(hint)
 }
@@ -372,6 +413,9 @@ fn describe(head: &[u8]) -> &'static str {
         () if at(0x38, b"ARM\x64") => "it is an arm64 kernel, not one for x86-64",
         () if at(0x38, b"RSC\x05") => "it is a RISC-V kernel, not one for x86-64",
         () if at(0, b"MZ") && at(4, b"zimg") => "it is an EFI zboot image, not for x86-64",
+        () if at(0, b"MZ") && head.len() < bzimage::HEAD => {
+            "it is truncated: it ends before its setup header does"
+        }
         () if at(0, b"MZ") => "it is a PE (EFI) program, not a Linux kernel",
         () if at(0, &[0x27, 0x05, 0x19, 0x56]) => "it is a U-Boot image, not one for x86-64",
         () if at(0, &[0x1f, 0x8b]) => "it is a gzip compressed file, not a kernel image",

@@ -127,19 +127,35 @@ pub fn why_of(error: &io::Error) -> Why {
 /// The failure to read the file at `path`, with the remedy where one is known. `doing` says what was being done, and
 /// names the file.
 pub fn unreadable(doing: impl Into<String>, path: &Path, cause: io::Error) -> Fail {
-    let hint = match cause.raw_os_error().unwrap_or(0) {
-        libc::ENOENT | libc::ENOTDIR => Some(match std::env::current_dir() {
+    let hint = remedy_to_read(path, &cause);
+    let fail = Fail::new(why_of(&cause), doing).because(cause);
+    hint.into_iter().fold(fail, Fail::hint)
+}
+
+/// What helps when the file at `path` cannot be read because of `cause`.
+pub fn remedy_to_read(path: &Path, cause: &io::Error) -> Option<String> {
+    Some(match cause.raw_os_error().unwrap_or(0) {
+        libc::ENOENT | libc::ENOTDIR => match std::env::current_dir() {
             Ok(here) if path.is_relative() => {
                 format!("check the name; it is looked for in {}", here.display())
             }
             _ => "check the name".to_owned(),
-        }),
-        libc::EACCES | libc::EPERM => Some(format!("make it readable: chmod a+r {}", path.display())),
-        libc::EISDIR => Some("name a file, not a directory".to_owned()),
-        _ => None,
-    };
-    let fail = Fail::new(why_of(&cause), doing).because(cause);
-    hint.into_iter().fold(fail, Fail::hint)
+        },
+        libc::EACCES | libc::EPERM => match barred(path) {
+            Some(dir) => format!("let this user into its directory: chmod a+x {}", dir.display()),
+            None => format!("make it readable: chmod a+r {}", path.display()),
+        },
+        libc::EISDIR => "name a file, not a directory".to_owned(),
+        _ => return None,
+    })
+}
+
+/// The first of the directories on the way to `path` that this user may not enter.
+pub fn barred(path: &Path) -> Option<&Path> {
+    let mut dirs: Vec<_> = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()).collect();
+    dirs.reverse();
+    let enters = |dir: &Path| rustix::fs::access(dir, rustix::fs::Access::EXEC_OK);
+    dirs.into_iter().find(|dir| enters(dir) == Err(rustix::io::Errno::ACCESS))
 }
 
 /// Something the guest did that the specification does not allow. Counted, never fatal to the VM.

@@ -7,6 +7,7 @@ pub mod socket;
 use std::any::Any;
 use std::collections::HashMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::fail::{Doing, Fail, Result, Why};
-pub use crate::sys::tap::{Tap, offload};
+pub use crate::sys::tap::{Tap, is_name as is_tap_name, offload};
 pub use socket::Listener;
 
 /// How a file is to be opened.
@@ -48,6 +49,17 @@ pub struct Screen {
     pub size: Box<dyn Fn() -> Option<(u16, u16)> + Send>,
     /// Can be read after each change.
     pub changed: OwnedFd,
+}
+
+/// A way between the guest and programs of the host that a device will open.
+#[derive(Clone, Copy, Debug)]
+pub enum Door<'a> {
+    /// These ports of the host lead into the guest.
+    Ports(&'a [SocketAddr]),
+    /// A Unix socket that is made there, and leads into the guest.
+    Socket(&'a Path),
+    /// The Unix socket of a program of the host, which the device connects to.
+    Program(&'a Path),
 }
 
 /// Fills a buffer with random bytes, or says that the host has none to give.
@@ -123,6 +135,24 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// As the host answers.
     fn open(&self, role: &str, path: &Path, access: Access) -> Result<File>;
+
+    /// Whether a file could be made at `path`, where there is none. Makes nothing.
+    ///
+    /// # Errors
+    /// As [`Host::open`] with `keep` would answer.
+    fn could_make(&self, role: &str, path: &Path) -> Result<()> {
+        let _ = (role, path);
+        Ok(())
+    }
+
+    /// Told, when a device is claimed, of a way between the guest and programs of the host that `role` will open.
+    ///
+    /// # Errors
+    /// There cannot be such a way on the host that will run the machine.
+    fn door(&self, role: &str, door: Door<'_>) -> Result<()> {
+        let _ = (role, door);
+        Ok(())
+    }
 
     /// An empty file without a name, for bytes that nobody is to find later: it goes with the last that has it open.
     ///

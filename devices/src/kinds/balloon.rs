@@ -76,25 +76,32 @@ impl Kind for This {
     const EXAMPLE: &'static str = "reporting=on,deflate_on_oom=on,stats=5";
     const PRESENCE: Presence = Presence::OnRequest;
 
+    fn check(spec: &Spec, name: &str) -> Result<()> {
+        if !spec.size.0.is_multiple_of(FRAME) {
+            let cause = format!("size={} is no whole number of pages of 4K", spec.size);
+            return wrong(name, cause, "size=256M");
+        }
+        if spec.stats == Some(0) {
+            let cause = "stats=0 is no time between two questions".to_owned();
+            return wrong(name, cause, "leave stats out for none");
+        }
+        Ok(())
+    }
+
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
         let Amount(size) = spec.size;
         let bytes = kit.memory.len();
-        let wrong = |cause: String, hint: &str| {
-            Err(Fail::new(Why::Usage, format!("set up {}", kit.name)).because(cause).hint(hint))
-        };
-        if !size.is_multiple_of(FRAME) {
-            return wrong(format!("size={} is no whole number of pages of 4K", spec.size), "size=256M");
-        }
         if size >= bytes {
             let cause = format!("size={} is not less than the guest's memory, {}", spec.size, Amount(bytes));
-            return wrong(cause, "choose less, or pass more --memory");
-        }
-        if spec.stats == Some(0) {
-            return wrong("stats=0 is no time between two questions".to_owned(), "leave stats out for none");
+            return wrong(kit.name, cause, "choose less, or pass more --memory");
         }
         let target = u32::try_from(size / FRAME).unwrap_or(u32::MAX);
         Ok(Body::Virtio(Box::new(Balloon::new(kit.name, target, offer(spec), spec.stats))))
     }
+}
+
+fn wrong<T>(name: &str, cause: String, hint: &str) -> Result<T> {
+    Err(Fail::new(Why::Usage, format!("set up {name}")).because(cause).hint(hint))
 }
 
 /// The features that the settings ask for.

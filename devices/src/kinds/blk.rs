@@ -58,7 +58,8 @@ pub struct Spec {
     /// Bytes that may be saved up for a burst (default: those of one second).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_burst: Option<Amount>,
-    /// The serial number that the guest sees, 1 to 20 bytes of ASCII (default: the name of the device, `disk0`).
+    /// The serial number that the guest sees, 1 to 20 bytes of ASCII; `serial` is another name of this key (default: the
+    /// name of the device, `disk0`).
     #[serde(default, alias = "serial")]
     pub id: Option<String>,
     /// How the host does the work.
@@ -157,14 +158,17 @@ impl Kind for This {
     const EXAMPLE: &'static str = "path=root.img,readonly=on";
     const PRESENCE: Presence = Presence::OnRequest;
 
+    fn check(spec: &Spec, name: &str) -> Result<()> {
+        serial_number(spec.id.as_deref().unwrap_or(name), name)?;
+        check(spec, name)
+    }
+
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
-        check(spec, name)?;
         image::claim(spec, name, host)
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
         let id = serial_number(spec.id.as_deref().unwrap_or(kit.name), kit.name)?;
-        check(spec, kit.name)?;
         let throttle = throttle(spec, kit);
         let image = image::open(spec, kit.name, kit.host)?;
         let backend = match spec.io {
@@ -189,6 +193,7 @@ fn check(spec: &Spec, name: &str) -> Result<()> {
     let overlaid = spec.overlay != Overlay::Off;
     let raw = spec.format != Some(Format::Qcow2);
     let wrong = [
+        (spec.path.is_empty(), "no image is named", "name its file: --disk path=root.img"),
         (spec.queues == 0 || spec.queues > QUEUES, "queues is not 1 to 64", "leave queues out for one"),
         (overlaid && spec.readonly, "a read-only disk is never written to", "leave out readonly or overlay"),
         (
@@ -239,6 +244,7 @@ fn serial_number(text: &str, name: &str) -> Result<[u8; ID_BYTES]> {
             Ok(id)
         }
         _ => Err(Fail::new(Why::Usage, format!("give {name} the serial number {text:?}"))
-            .because(format!("it is not 1 to {ID_BYTES} bytes of printable ASCII"))),
+            .because(format!("it is not 1 to {ID_BYTES} bytes of printable ASCII"))
+            .hint("choose a shorter one, or leave id out for the name of the device")),
     }
 }

@@ -12,7 +12,7 @@ mod port;
 use std::fs::File;
 use std::path::PathBuf;
 
-use base::host::Host;
+use base::host::{Door, Host};
 use base::{Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,7 +69,26 @@ impl Kind for This {
     const EXAMPLE: &'static str = "pty";
     const PRESENCE: Presence = Presence::OnRequest;
 
+    fn check(spec: &Spec, name: &str) -> Result<()> {
+        let refuse = |cause: String, hint: String| {
+            Err(Fail::new(Why::Usage, format!("choose the end of {name}")).because(cause).hint(hint))
+        };
+        if spec.socket.is_some() && (spec.to.is_some() || spec.file.is_some()) {
+            return refuse("socket and another one are given".to_owned(), "leave one of them out".to_owned());
+        }
+        match &spec.name {
+            Some(port) if port.is_empty() || port.len() > NAME_MAX || !port.bytes().all(fits) => refuse(
+                format!("a port cannot be named `{port}`"),
+                format!("a name is 1 to {NAME_MAX} letters, digits, `.`, `-` and `_`"),
+            ),
+            _ => end_of(spec).check(name),
+        }
+    }
+
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+        if let Some(path) = &spec.socket {
+            host.door(name, Door::Socket(path))?;
+        }
         Ok(end_of(spec).claim(name, host)?.into_iter().collect())
     }
 
@@ -78,20 +97,6 @@ impl Kind for This {
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
-        let refuse = |cause: String| {
-            Err(Fail::new(Why::Usage, format!("choose the end of {}", kit.name)).because(cause))
-        };
-        if spec.socket.is_some() && (spec.to.is_some() || spec.file.is_some()) {
-            return refuse("socket and another one are given".to_owned())
-                .map_err(|fail| fail.hint("leave one of them out"));
-        }
-        if let Some(name) = &spec.name
-            && (name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(fits))
-        {
-            return refuse(format!("a port cannot be named `{name}`")).map_err(|fail| {
-                fail.hint(format!("a name is 1 to {NAME_MAX} letters, digits, `.`, `-` and `_`"))
-            });
-        }
         let line = match &spec.socket {
             Some(path) => Line::called(kit.host.listen(kit.name, path)?, spec.name.is_none()),
             None => Line::open(&end_of(spec), kit)?,

@@ -45,6 +45,10 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stderr";
     const PRESENCE: Presence = Presence::Standard("stderr");
 
+    fn check(spec: &LineEnd<To>, name: &str) -> Result<()> {
+        spec.check(name)
+    }
+
     fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         Ok(spec.claim(name, host)?.into_iter().collect())
     }

@@ -3,13 +3,14 @@
 mod control;
 mod device;
 
+use std::fs::File;
 use std::hash::Hasher;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use base::fail::why_of;
-use base::host::Access;
+use base::host::{Access, Door, Host, is_tap_name};
 use base::throttle::{Rate, Throttle};
 use base::{Fail, Result, Why};
 use schemars::JsonSchema;
@@ -21,7 +22,7 @@ use crate::net::Link;
 use crate::net::passt::PasstLink;
 use crate::net::tap::TapLink;
 use crate::net::user::packet::Mac;
-use crate::net::user::{Settings, User};
+use crate::net::user::{Policy, Publish, Settings, User};
 use device::{Card, Net};
 
 /// The kind.
@@ -115,9 +116,27 @@ impl Kind for This {
     const EXAMPLE: &'static str = "user,allow=*.example.org:443,allow=192.0.2.0/24";
     const PRESENCE: Presence = Presence::OnRequest;
 
+    fn check(spec: &Spec, name: &str) -> Result<()> {
+        let mode = mode(spec, name)?;
+        check(spec, mode, name)?;
+        spec.mac.as_ref().map(|text| address(text, name)).transpose()?;
+        settings(spec, Mac::default(), name).map(drop)
+    }
+
+    fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+        let settings = settings(spec, Mac::default(), name)?;
+        let ports: Vec<_> = settings.publish.iter().map(|publish| publish.host).collect();
+        if !ports.is_empty() {
+            host.door(name, Door::Ports(&ports))?;
+        }
+        if let Some(path) = &spec.passt {
+            host.door(name, Door::Program(Path::new(path)))?;
+        }
+        Ok(settings.record(name, host)?.into_iter().collect())
+    }
+
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
         let mode = mode(spec, kit.name)?;
-        check(spec, mode, kit.name)?;
         let given = spec.mac.as_ref().map(|text| address(text, kit.name)).transpose()?;
         let mut mac = given.unwrap_or_else(|| invent(&[kit.name]));
         let pairs = spec.queues.unwrap_or(1);
@@ -136,7 +155,7 @@ impl Kind for This {
                 let socket = (kit.host.dialer())(path).map_err(|cause| refused(&cause, kit.name, path))?;
                 Box::new(PasstLink::new(socket, kit.name, spec.mtu.unwrap_or(1500)))
             }
-            Mode::User => Box::new(User::new(&settings(spec, mac, kit.name)?, kit)?),
+            Mode::User => Box::new(User::new(settings(spec, mac, kit.name)?, kit)?),
         };
         Ok(Body::Virtio(Box::new(Net::new(Card { mac, pairs, limits: limits(spec, kit) }, link))))
     }
@@ -200,6 +219,14 @@ fn check(spec: &Spec, mode: Mode, name: &str) -> Result<()> {
         let hint = "use mode user, or set it up where the other end of the card is";
         return Err(wrong(name, key, "only mode user knows it", hint));
     }
+    if let Some(tap) = spec.tap.as_ref().filter(|tap| !is_tap_name(tap)) {
+        return Err(wrong(
+            name,
+            &format!("the tap `{tap}`"),
+            "a name has 1 to 15 bytes, without slash and space",
+            "`ip tuntap` shows the taps there are; --net tap makes one",
+        ));
+    }
     if spec.bandwidth == Some(Amount(0)) || spec.packets == Some(0) {
         return Err(wrong(name, "a limit of 0", "nothing would pass", "leave it out for no limit"));
     }
@@ -250,8 +277,8 @@ fn settings(spec: &Spec, mac: Mac, name: &str) -> Result<Settings> {
     Ok(Settings {
         mac,
         mtu: spec.mtu.unwrap_or(1500),
-        publish: spec.publish.clone(),
-        allow: spec.allow.clone(),
+        publish: spec.publish.iter().map(|text| Publish::read(text, name)).collect::<Result<_>>()?,
+        policy: Policy::read(&spec.allow, name)?,
         dns: spec.dns.as_ref().map(server).transpose()?,
         loopback: spec.loopback,
         ipv6: spec.ipv6,

@@ -46,14 +46,18 @@ impl Kind for This {
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");
 
+    fn check(spec: &Spec, name: &str) -> base::Result<()> {
+        if spec.rate == Some(Amount(0)) {
+            return Err(Fail::new(Why::Usage, format!("set up {name}"))
+                .because("rate=0 lets no request through")
+                .hint("leave rate out for no limit, or pass off for no device"));
+        }
+        Ok(())
+    }
+
     fn build(spec: &Spec, kit: &Kit<'_>) -> base::Result<Body> {
         if !spec.enabled {
             return Ok(Body::Absent);
-        }
-        if spec.rate == Some(Amount(0)) {
-            return Err(Fail::new(Why::Usage, format!("set up {}", kit.name))
-                .because("rate=0 lets no request through")
-                .hint("leave rate out for no limit, or pass off for no device"));
         }
         let rate = spec.rate.map(|Amount(bytes)| Rate { per_second: bytes, burst: bytes });
         let throttle = Throttle::new(None, rate, kit.clock.clone());

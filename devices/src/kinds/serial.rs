@@ -61,6 +61,10 @@ impl Kind for This {
     const EXAMPLE: &'static str = "stdio";
     const PRESENCE: Presence = Presence::Standard("stdio");
 
+    fn check(spec: &LineEnd<To>, name: &str) -> Result<()> {
+        spec.check(name)
+    }
+
     fn claim(spec: &LineEnd<To>, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         Ok(spec.claim(name, host)?.into_iter().collect())
     }

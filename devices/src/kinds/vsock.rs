@@ -10,9 +10,11 @@ mod packet;
 mod table;
 mod traffic;
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use base::host::socket::NAME_MAX;
+use base::host::{Door, Host};
 use base::{Fail, Result, Why};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,19 +56,29 @@ impl Kind for This {
     const EXAMPLE: &'static str = "path=guest.sock";
     const PRESENCE: Presence = Presence::OnRequest;
 
-    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+    fn check(spec: &Spec, name: &str) -> Result<()> {
         if spec.cid < FIRST_CID || spec.cid == u32::MAX {
-            return Err(Fail::new(Why::Usage, format!("give {} the context ID {}", kit.name, spec.cid))
-                .because(format!("a guest has one of {FIRST_CID} to {}", u32::MAX - 1)));
+            return Err(Fail::new(Why::Usage, format!("give {name} the context ID {}", spec.cid))
+                .because(format!("a guest has one of {FIRST_CID} to {}", u32::MAX - 1))
+                .hint("leave cid out for 3"));
         }
         let room = NAME_MAX.saturating_sub(LONGEST_PORT);
         if spec.path.as_os_str().len() > room {
-            return Err(Fail::new(Why::Usage, format!("use {} for {}", spec.path.display(), kit.name))
+            return Err(Fail::new(Why::Usage, format!("use {} for {name}", spec.path.display()))
                 .because(format!(
                     "the name of a socket has at most {room} bytes, so that `_PORT` fits behind it"
                 ))
                 .hint("name it relative to the directory mayfly is started in"));
         }
+        Ok(())
+    }
+
+    fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+        host.door(name, Door::Socket(&spec.path))?;
+        Ok(Vec::new())
+    }
+
+    fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
         let site = Site {
             listener: kit.host.listen(kit.name, &spec.path)?,
             dialer: kit.host.dialer(),

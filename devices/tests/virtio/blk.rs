@@ -430,7 +430,8 @@ fn unusable_images_are_refused_with_a_remedy() {
     );
     assert_eq!(
         refusal("a.img,id=123456789012345678901", |_| ()),
-        "give test0 the serial number \"123456789012345678901\": it is not 1 to 20 bytes of printable ASCII"
+        "give test0 the serial number \"123456789012345678901\": it is not 1 to 20 bytes of printable ASCII\n  \
+         hint: choose a shorter one, or leave id out for the name of the device"
     );
     let unknown = refusal("a.img,sync=on", |_| ());
     for key in ["sync", "path", "readonly", "id", "io"] {

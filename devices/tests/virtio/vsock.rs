@@ -36,7 +36,7 @@ fn what_makes_no_sense_is_refused() {
     };
     for cid in ["0", "2", "4294967295"] {
         let text = refused(&format!("path=a,cid={cid}"));
-        assert_eq!(text, format!("give test0 the context ID {cid}: a guest has one of 3 to 4294967294"));
+        assert_eq!(text, format!("give test0 the context ID {cid}: a guest has one of 3 to 4294967294\n  hint: leave cid out for 3"));
     }
     let text = refused(&format!("path={}", "x".repeat(97)));
     assert!(text.contains("has at most 96 bytes, so that `_PORT` fits behind it\n  hint: "), "{text}");

@@ -47,6 +47,9 @@ Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port,
 122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
 started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
 
+/// The flag with which one mayfly hands a plan to another.
+pub const HANDED: &str = "handed-plan";
+
 /// The heading over what is printed and how.
 const OUTPUT: &str = "Output";
 
@@ -126,6 +129,10 @@ fn size(text: &str) -> Result<Size, String> {
     text.parse()
 }
 
+fn count(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "a number of CPUs is written as 1, 2 or 4".to_owned())
+}
+
 fn period(text: &str) -> Result<Period, String> {
     text.parse()
 }
@@ -173,7 +180,8 @@ fn machine_flags(run: Command) -> Command {
                 .long("cpus")
                 .short('c')
                 .value_name("N")
-                .value_parser(value_parser!(u32))
+                .allow_hyphen_values(true)
+                .value_parser(count)
                 .help(format!("Virtual CPUs, 1 to {CPUS_MAX} [default: 1]")),
         )
         .arg(
@@ -182,6 +190,7 @@ fn machine_flags(run: Command) -> Command {
                 .visible_alias("mem")
                 .short('m')
                 .value_name("SIZE")
+                .allow_hyphen_values(true)
                 .value_parser(size)
                 .help(format!("RAM: 512M, 2G, or a number of bytes [default: {DEFAULT_MEMORY}]")),
         )
@@ -239,6 +248,7 @@ fn end_flags(run: Command) -> Command {
             Arg::new("timeout")
                 .long("timeout")
                 .value_name("TIME")
+                .allow_hyphen_values(true)
                 .value_parser(period)
                 .help("End the run after this time (30s, 2m, 500ms) with exit code 124"),
         )
@@ -250,6 +260,13 @@ fn end_flags(run: Command) -> Command {
                 .help("What a reset by the guest does [default: exit]"),
         )
         .arg(path("plan", "FILE.json").help("Take a plan from a file; flags change and extend it"))
+        .arg(
+            Arg::new(HANDED)
+                .long(HANDED)
+                .hide(true)
+                .value_name("JSON")
+                .help("Take this plan, not that of a file"),
+        )
         .arg(
             Arg::new("on-emulated-host")
                 .long("on-emulated-host")
@@ -339,7 +356,7 @@ fn inspect(command: Command) -> Command {
 fn lab(command: Command) -> Command {
     command
         .arg(
-            Arg::new("cpus").long("cpus").value_name("N").value_parser(value_parser!(u32)).help(
+            Arg::new("cpus").long("cpus").value_name("N").allow_hyphen_values(true).value_parser(count).help(
                 "CPUs of the emulated host; with several, QEMU before 8 hangs now and then [default: 1]",
             ),
         )
@@ -348,6 +365,7 @@ fn lab(command: Command) -> Command {
                 .long("memory")
                 .short('m')
                 .value_name("SIZE")
+                .allow_hyphen_values(true)
                 .value_parser(size)
                 .help("RAM of the emulated host [default: 4G]"),
         )
@@ -361,6 +379,7 @@ fn lab(command: Command) -> Command {
             Arg::new("timeout")
                 .long("timeout")
                 .value_name("TIME")
+                .allow_hyphen_values(true)
                 .value_parser(period)
                 .help("End it after this time with exit code 124"),
         )
@@ -391,9 +410,8 @@ fn keys(entry: &dyn Entry) -> String {
     let schema = Value::from(entry.schema());
     let mut text = summary(entry);
     let mut keys: Vec<_> = settings(&schema).collect();
-    // By the alphabet, but the key that an example cannot do without comes first.
-    let first = entry.example().split_once('=').map(|(key, _)| key);
-    keys.sort_by_key(|(key, _)| Some(key.as_str()) != first);
+    // As their author has ordered them.
+    keys.sort_by_key(|(key, _)| entry.keys().iter().position(|known| known == key));
     for (key, of) in keys {
         let default = match of.get("default") {
             None | Some(Value::Null) => String::new(),
@@ -478,6 +496,9 @@ mod tests {
         assert!(order.map(at).is_sorted(), "{help}");
         assert!(at("--i8042 <on|off>") > at("rate: Bytes in a second"));
         assert!(at("pty: A new pseudo-terminal") > at("to: A place that is no file"));
+        assert!(at("  path: The image file") < at("  readonly: on: the guest"), "as they are declared");
+        assert!(at("  readonly: on: the guest") < at("  backing: on: open the"), "not by the alphabet");
+        assert!(help.contains("`serial`"));
         assert!(!help.contains("enabled:"), "that a device is on or off needs no key");
     }
 

@@ -4,13 +4,16 @@ use clap::ArgMatches;
 
 use super::say;
 use crate::doctor::{self, Findings};
+use crate::outcome::code;
 
 /// Carries out `mayfly doctor`; its exit code.
 pub fn doctor(matches: &ArgMatches) -> u8 {
     let findings = doctor::examine(&doctor::ThisHost::default());
     let text = if matches.get_flag("json") { findings.json() } else { render(&findings) };
-    say(&text);
-    findings.exit_code()
+    match (say(&text), findings.exit_code()) {
+        (failed, code::DONE) => failed,
+        (_, code) => code,
+    }
 }
 
 fn render(findings: &Findings) -> String {

@@ -12,11 +12,11 @@ use devices::catalog;
 
 use super::complain;
 use crate::accel::{self, Ring0};
-use crate::host::LinuxHost;
+use crate::host::elsewhere::Elsewhere;
 use crate::lab::Ended;
-use crate::machine::Scout;
+use crate::machine::{self, Scout};
 use crate::outcome::{code, code_before_start};
-use crate::plan::{Accel, Initrd, Period, Plan, Size};
+use crate::plan::{Accel, Period, Plan, Size};
 use crate::{lab, log};
 
 /// RAM of the emulated host, unless something else is asked for.
@@ -39,7 +39,7 @@ pub struct Order {
 }
 
 /// What came of a run on the emulated host.
-pub enum Elsewhere {
+pub enum Taken {
     /// It ended with this exit code, and has told its result there.
     Ended(u8),
     /// A signal ended it before it began there: who was asked for the result has to tell it.
@@ -70,28 +70,29 @@ pub fn lab(matches: &ArgMatches) -> u8 {
     }
 }
 
-/// Runs the plan on the emulated host if it has to run there: this very command line again, with that host's KVM.
-/// `None` if it can run here.
+/// Runs the plan on the emulated host if it has to run there: this very command line again, with that host's KVM and
+/// `more` words. `None` if it can run here.
 ///
 /// # Errors
 /// It can run neither here nor there.
-pub fn take_over(plan: &Plan, scout: &Scout) -> Result<Option<Elsewhere>> {
+pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Option<Taken>> {
     let Some(reason) = reason(plan.accel, || probe(scout))? else { return Ok(None) };
     // Wrong inputs are found here, before an emulated host is booted for them.
-    check_boot(plan)?;
+    machine::check(plan, &Kernel::find(&plan.kernel)?)?;
     let memory = memory(plan.memory, lab::room())?;
     // Held to the end of the run: what the other side locks, nobody here would see.
-    let _held = claim(plan, &LinuxHost::default())?;
+    let _held = claim(plan, &Elsewhere::default())?;
     lab::check()?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(std::env::args_os().skip(1));
     command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
+    command.extend(more);
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
     let ended = exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })?;
     Ok(Some(match ended.unborn {
-        Some(number) => Elsewhere::Unborn(number),
-        None => Elsewhere::Ended(settled(ended, code::QUIT)),
+        Some(number) => Taken::Unborn(number),
+        None => Taken::Ended(settled(ended, code::QUIT)),
     }))
 }
 
@@ -125,17 +126,6 @@ fn probe(scout: &Scout) -> Result<Ring0> {
     accel::ring0(&hypervisor)
 }
 
-/// Sees to it that kernel and initrd can be read.
-fn check_boot(plan: &Plan) -> Result<()> {
-    Kernel::find(&plan.kernel)?;
-    for initrd in &plan.initrd {
-        if let Initrd::File(path) = initrd {
-            boot::initrd::check(path)?;
-        }
-    }
-    Ok(())
-}
-
 /// RAM of the emulated host for a guest with `guest`, where it can have `room`.
 fn memory(guest: Size, room: Size) -> Result<Size> {
     let needed = Size::of(guest.bytes().saturating_add(BESIDE.bytes()));
@@ -150,9 +140,10 @@ fn memory(guest: Size, room: Size) -> Result<Size> {
     })
 }
 
-/// Opens and locks the files of all devices.
+/// Opens and locks the files of all devices, and opens that of the counters.
 fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
     let mut held = Vec::new();
+    held.extend(plan.metrics.as_ref().map(|metrics| metrics.open(host)).transpose()?);
     for device in &plan.devices {
         if let Some(entry) = catalog::find(&device.kind) {
             held.extend(entry.claim(&device.spec, &device.name, host)?);
@@ -189,6 +180,8 @@ fn settled(ended: Ended, gone: u8) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::LinuxHost;
+    use crate::plan::Metrics;
 
     #[test]
     fn lost_output_is_no_success() {
@@ -256,9 +249,92 @@ mod tests {
         let held = claim(&plan(""), &host).unwrap();
         assert_eq!(held.len(), 1);
         let second = claim(&plan(",readonly=on"), &host).unwrap_err();
-        assert!(second.summary().ends_with("another process uses it"), "{second}");
+        assert!(second.summary().ends_with("this machine uses it already"), "{second}");
         drop(held);
         let readers = [claim(&plan(",readonly=on"), &host), claim(&plan(",readonly=on"), &host)];
         assert!(readers.iter().all(Result::is_ok), "{readers:?}");
+    }
+
+    /// What a run elsewhere would find out, before a host is booted for it: by the words that the run itself has.
+    #[test]
+    fn what_the_devices_of_a_run_elsewhere_could_not_use_is_found_before() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| place.path().join(name).display().to_string();
+        let claim = |flags: &[(&str, String)]| {
+            let mut plan = Plan { kernel: "k".into(), ..Plan::default() };
+            for (kind, text) in flags {
+                plan.add_device(catalog::find(kind).unwrap(), text)?;
+            }
+            claim(&plan.complete()?, &Elsewhere::default())
+        };
+        let refused = |kind, text: String| claim(&[(kind, text)]).unwrap_err().to_string();
+        std::fs::write(path("base"), [0; 1 << 20]).unwrap();
+        let over = |name| format!("path={},overlay={}", path("base"), path(name));
+        assert!(refused("blk", over("no/over")).ends_with("hint: make its directory first"));
+        assert_eq!(claim(&[("blk", over("over"))]).unwrap().len(), 1);
+        assert!(!place.path().join("over").exists(), "a claim makes none");
+        std::fs::write(path("over"), "no overlay").unwrap();
+        assert!(refused("blk", over("over")).contains("as a qcow2 image it cannot be used: "));
+
+        let image = std::fs::File::options().read(true).write(true).create_new(true).open(path("q")).unwrap();
+        base::disk::qcow2::create(image, 1 << 20, None).unwrap();
+        let whole = std::fs::read(path("q")).unwrap();
+        let qcow2 = format!("path={},format=qcow2", path("q"));
+        assert_eq!(claim(&[("blk", qcow2.clone())]).unwrap().len(), 1);
+        assert_eq!(std::fs::read(path("q")).unwrap(), whole, "a claim changes nothing");
+        std::fs::write(path("q"), &whole[..100]).unwrap();
+        let told = refused("blk", qcow2.clone());
+        assert!(
+            told.ends_with("it cannot be used: it ends within its header\n  hint: copy or make it again"),
+            "{told}"
+        );
+        let mut bent = whole;
+        bent[20..24].copy_from_slice(&99u32.to_be_bytes());
+        std::fs::write(path("q"), bent).unwrap();
+        assert!(refused("blk", qcow2).contains("\n  hint: qemu-img check "));
+
+        let twice = claim(&[("blk", path("base")), ("blk", path("base"))]).unwrap_err();
+        assert!(twice.summary().ends_with("for disk1: this machine uses it already"), "{twice}");
+        assert!(refused("net", format!("user,pcap={}", path("no/p"))).ends_with("make its directory first"));
+        assert!(
+            refused("vsock", path("v.sock"))
+                .contains("its own /run and /dev/shm only\n  hint: name it /run/v.sock")
+        );
+        assert!(refused("console", format!("socket={}", path("c"))).contains("hint: name it /run/c"));
+        assert!(
+            refused("net", format!("passt={}", path("p")))
+                .contains("cannot be reached from the emulated host")
+        );
+        let metrics = Some(Metrics::parse(&path("no/counters")).unwrap());
+        let plan = Plan { kernel: "k".into(), metrics, ..Plan::default() };
+        let told = super::claim(&plan, &Elsewhere::default()).unwrap_err().to_string();
+        assert!(
+            told.starts_with("open metrics file ") && told.ends_with("make its directory first"),
+            "{told}"
+        );
+    }
+
+    /// What the settings alone say, a plan says whoever carries it out: also `--dry-run`.
+    #[test]
+    fn settings_that_make_no_sense_are_refused_with_the_plan() {
+        for (kind, text) in [
+            ("net", "user,allow=10.0.0.1/8"),
+            ("net", "user,publish=80"),
+            ("net", "user,mac=zz"),
+            ("net", "user,dns=nowhere"),
+            ("net", "tap=abcdefghijklmnop"),
+            ("net", "tap=t0,allow=a.b"),
+            ("blk", "path="),
+            ("blk", "path=a,id=123456789012345678901"),
+            ("vsock", "path=a,cid=1"),
+            ("balloon", "size=1"),
+            ("console", "socket=a,to=pty"),
+            ("rng", "rate=0"),
+        ] {
+            let mut plan = Plan { kernel: "k".into(), ..Plan::default() };
+            plan.add_device(catalog::find(kind).unwrap(), text).unwrap();
+            let fail = plan.complete().expect_err(text);
+            assert!(fail.why == Why::Usage && fail.remedy().is_some(), "{text}: {fail}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `mayfly run`: the flags become a plan, the plan a machine, its report an exit code.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use clap::ArgMatches;
 use devices::catalog::CATALOG;
 use devices::outlet::{Flow, Outlet};
 
-use super::lab::{Elsewhere, take_over};
+use super::command::HANDED;
+use super::lab::{Taken, take_over};
 use super::{complain, say};
 use crate::host::{self, LinuxHost};
 use crate::machine::{self, Scout};
@@ -53,15 +55,16 @@ enum Attempt {
 }
 
 fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
-    let plan = plan(matches)?.complete()?;
+    let begun = beginning(matches)?;
+    let plan = plan(matches, begun.clone())?.complete()?;
     if matches.get_flag("dry-run") {
         return print(&plan).map(Attempt::Answered);
     }
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
-    match take_over(&plan, &scout)? {
-        Some(Elsewhere::Ended(code)) => return Ok(Attempt::Answered(code)),
-        Some(Elsewhere::Unborn(signal)) => {
+    match take_over(&plan, &scout, handed(matches, &begun)?)? {
+        Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
+        Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
             return Ok(Attempt::Ran(Report { accel: Accel::Emulated, ..report }));
         }
@@ -74,12 +77,29 @@ fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
     Ok(Attempt::Ran(report))
 }
 
-/// The plan that the flags ask for, on top of the plan file if there is one.
-fn plan(matches: &ArgMatches) -> Result<Plan> {
-    let mut plan = match matches.get_one::<PathBuf>("plan") {
-        Some(path) => Plan::read(path)?,
-        None => Plan::default(),
-    };
+/// The plan that flags change and extend: that of the plan file, if there is one.
+fn beginning(matches: &ArgMatches) -> Result<Plan> {
+    match (matches.get_one::<String>(HANDED), matches.get_one::<PathBuf>("plan")) {
+        (Some(text), _) => Plan::parse(Path::new(HANDED), text.as_bytes()),
+        (None, Some(path)) => Plan::read(path),
+        (None, None) => Ok(Plan::default()),
+    }
+}
+
+/// Words for the mayfly on the emulated host, for which a plan that came out of a pipe (`--plan <(...)`) would be gone.
+fn handed(matches: &ArgMatches, begun: &Plan) -> Result<Vec<OsString>> {
+    match matches.get_one::<PathBuf>("plan") {
+        Some(path) if !path.is_file() => {
+            let text = serde_json::to_string(begun)
+                .map_err(|cause| Fail::new(Why::Invalid, "write the plan down").because(cause))?;
+            Ok(vec![format!("--{HANDED}={text}").into()])
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// The plan that the flags ask for, on top of one.
+fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
     set(matches, "kernel", &mut plan.kernel);
     set(matches, "protocol", &mut plan.protocol);
     set(matches, "kernel-memory", &mut plan.kernel_memory);
@@ -208,7 +228,8 @@ mod tests {
     fn parse(words: &[&str]) -> Plan {
         let words = ["mayfly", "run"].iter().chain(words);
         let matches = command(Detail::Names).try_get_matches_from(words).unwrap();
-        plan(matches.subcommand_matches("run").unwrap()).unwrap()
+        let matches = matches.subcommand_matches("run").unwrap();
+        plan(matches, beginning(matches).unwrap()).unwrap()
     }
 
     #[test]
@@ -262,6 +283,24 @@ mod tests {
         let metrics = plan.metrics.unwrap();
         assert_eq!((metrics.path.as_path(), metrics.every.to_string()), (Path::new("c"), "2s".into()));
         assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));
+    }
+
+    #[test]
+    fn a_plan_out_of_a_pipe_is_handed_to_the_emulated_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, fifo) = (dir.path().join("p.json"), dir.path().join("fifo"));
+        std::fs::write(&file, r#"{"kernel": "k", "cpus": 4}"#).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let begun = Plan::read(&file).unwrap();
+        let words = |path: &Path| {
+            let words = ["mayfly", "run", "--plan", path.to_str().unwrap()];
+            let matches = command(Detail::Names).try_get_matches_from(words).unwrap();
+            handed(matches.subcommand_matches("run").unwrap(), &begun).unwrap()
+        };
+        assert!(words(&file).is_empty());
+        let handed = words(&fifo);
+        let plan = parse(&["--plan", fifo.to_str().unwrap(), "--memory", "1G", handed[0].to_str().unwrap()]);
+        assert_eq!((plan.cpus, plan.memory), (4, Size::mib(1024)));
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn prepare_in(cache: &Path) -> Result<Prepared> {
     if let Some(found) = cached(cache) {
         return Ok(found);
     }
-    let making = || format!("make the cache {}", cache.display());
+    let making = || making(cache);
     let open = || {
         fs::create_dir_all(cache)?;
         File::create(cache.join("lock"))
@@ -92,6 +92,10 @@ fn prepare_in(cache: &Path) -> Result<Prepared> {
     });
     remove(&scratch)?;
     placed
+}
+
+fn making(cache: &Path) -> String {
+    format!("make the cache {}", cache.display())
 }
 
 fn remove(dir: &Path) -> Result<()> {
@@ -120,8 +124,16 @@ fn check_cache_in(cache: &Path) -> Result<()> {
         return Ok(());
     }
     let there = cache.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
-    let writing = || format!("write to {}", there.display());
-    let denied = |cause: std::io::Error| Fail::new(Why::Denied, writing()).because(cause).hint(ELSEWHERE);
+    let denied = |cause: std::io::Error| {
+        let fail = Fail::new(Why::Denied, making(cache));
+        // Which of the directories on the way it is, where that is not plain.
+        if there == cache {
+            fail.because(cause)
+        } else {
+            fail.because(format!("in {}: {cause}", there.display()))
+        }
+        .hint(ELSEWHERE)
+    };
     if !there.is_dir() {
         return Err(denied(ErrorKind::NotADirectory.into()));
     }
@@ -303,6 +315,8 @@ mod tests {
         assert!(!place.path().join("a").exists(), "the check writes nothing");
         let file = place.path().join("file");
         fs::write(&file, "").unwrap();
+        let told = check_cache_in(&file.join("b/c")).unwrap_err().summary();
+        assert!(told.starts_with(&format!("make the cache {0}/b/c: in {0}: ", file.display())), "{told}");
         for fail in [check_cache_in(&file.join("b")).err(), prepare_in(&file.join("b")).err()] {
             let fail = fail.unwrap();
             assert!(fail.summary().to_lowercase().ends_with("not a directory"), "{fail}");

@@ -96,10 +96,7 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
     drop(raw);
     if let Outcome::NoProgram(errno) | Outcome::NoDirectory(errno) = ended {
         let cause = io::Error::from_raw_os_error(errno);
-        log::tell(&format!(
-            "error: {}",
-            Fail::new(Why::Missing, format!("run {}", argv_name(argv))).because(cause)
-        ));
+        log::tell(&format!("error: {}", unrunnable(&argv_name(argv), cause)));
     }
     Ok(Ended { lost: outputs.error(), ..Ended::with(ended.code()) })
 }
@@ -127,6 +124,18 @@ fn boot(
 
 fn argv_name(argv: &[OsString]) -> String {
     argv.first().map_or_else(String::new, |name| name.display().to_string())
+}
+
+/// The failure to run the program `name` there, where its files are those of this machine.
+fn unrunnable(name: &str, cause: io::Error) -> Fail {
+    let hint = match cause.kind() {
+        io::ErrorKind::NotFound if name.contains('/') => "check the name",
+        io::ErrorKind::NotFound => "check the name; it is looked for in the directories of PATH",
+        io::ErrorKind::PermissionDenied => "make it executable: chmod +x",
+        _ if cause.raw_os_error() == Some(libc::ENOEXEC) => "name its interpreter: sh FILE",
+        _ => "see whether it runs here",
+    };
+    Fail::new(Why::Missing, format!("run {name}")).because(cause).hint(hint)
 }
 
 fn overdue(timeout: Option<Duration>) -> u8 {

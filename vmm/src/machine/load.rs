@@ -26,7 +26,7 @@ pub fn load(
     memory: &Memory,
     host: &dyn Host,
 ) -> Result<Start> {
-    let initrd = plan.initrd.iter().map(part).collect::<Result<Vec<_>>>()?;
+    let initrd = parts(plan)?;
     let cmdline = plan.cmdline.text(made.bridge.is_some(), plan.terminal());
     let start = boot::place(
         &boot::Plan {
@@ -84,6 +84,19 @@ fn generation(id: GenerationId, host: &dyn Host) -> Result<[u8; 16]> {
         (GenerationId::Random, Some(kept)) => kept.keep("generation ID", random),
         (GenerationId::Random, None) => random(),
     }
+}
+
+/// Sees to it that kernel and initrd of the plan can be read, and that its memory holds them. Reads little.
+///
+/// # Errors
+/// As [`load`] would fail.
+pub fn check(plan: &Plan, kernel: &Kernel) -> Result<()> {
+    let low = layout::ram(plan.memory.bytes()).first().map_or(0, |(_, len)| *len);
+    boot::check_memory(kernel, &parts(plan)?, low)
+}
+
+fn parts(plan: &Plan) -> Result<Vec<Part>> {
+    plan.initrd.iter().map(part).collect()
 }
 
 fn part(initrd: &Initrd) -> Result<Part> {

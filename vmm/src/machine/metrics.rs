@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base::bus::Effect;
-use base::host::{Access, Host};
+use base::host::Host;
 use base::lane::{Context, Interest, LaneHandle, Work};
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
@@ -73,9 +73,7 @@ impl Recorder<()> {
     /// # Errors
     /// As the host answers.
     pub fn open(metrics: &Metrics, host: &dyn Host) -> Result<Self> {
-        let access = Access { create: true, write: true, ..Access::default() };
-        let file = host.open("metrics file", &metrics.path, access)?;
-        let outlet = Outlet::new(file.into())
+        let outlet = Outlet::new(metrics.open(host)?.into())
             .doing(Why::Host, || format!("look at the metrics file {}", metrics.path.display()))?;
         Ok(Recorder { path: metrics.path.clone(), every: metrics.every.duration(), outlet, sources: () })
     }

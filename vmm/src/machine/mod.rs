@@ -27,12 +27,14 @@ use devices::catalog::Finish;
 use self::assemble::{Assembled, Site, assemble};
 use self::board::Board;
 use self::control::{Control, end_of};
+pub use self::load::check;
 use self::load::load;
 use self::metrics::{Recorder, Sources};
 pub use self::scout::Scout;
 use self::vcpu::Running;
 use crate::host::LinuxHost;
 use crate::hv::{Kind, Vcpu, Vm};
+use crate::log;
 use crate::outcome::{End, Ram, Report, Times};
 use crate::plan::{OnReset, Plan};
 
@@ -45,7 +47,7 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
     let host = if again { LinuxHost::for_lives() } else { LinuxHost::default() };
     let mut before: Option<Report> = None;
     loop {
-        let report = match (live(plan, scout, &host, started), before) {
+        let report = match (live(plan, scout, &host, started, before.is_none()), before) {
             (Ok(report), _) => report,
             (Err(fail), Some(report)) => return Ok(report.but(End::HostError(fail), started)),
             (Err(fail), None) => return Err(fail),
@@ -58,8 +60,8 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
     }
 }
 
-/// One life of the machine.
-fn live(plan: &Plan, scout: &Scout, host: &dyn Host, started: Instant) -> Result<Report> {
+/// One life of the machine; what is worth a note is told in the first one.
+fn live(plan: &Plan, scout: &Scout, host: &LinuxHost, started: Instant, first: bool) -> Result<Report> {
     // A time that no clock can hold is no limit.
     let deadline = plan.timeout.and_then(|limit| Some((limit, started.checked_add(limit.duration())?)));
     let hypervisor = scout.hypervisor()?;
@@ -67,12 +69,26 @@ fn live(plan: &Plan, scout: &Scout, host: &dyn Host, started: Instant) -> Result
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
         .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
     let kernel = Kernel::find(&plan.kernel)?;
+    if first {
+        name_kernel(plan, &kernel);
+    }
     let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
     vm.set_cpuid(scout.cpuid()?);
     Ok(match Machine::build(plan, vm, memory, &kernel, host, control)? {
-        ControlFlow::Continue(machine) => machine.run(plan, Some(scout), started),
+        ControlFlow::Continue(machine) => {
+            let report = machine.run(plan, Some(scout), started);
+            // What is on its last line matters where it is shown.
+            Report { mid_line: report.mid_line && host.has_lent_stdio(), ..report }
+        }
         ControlFlow::Break(end) => Report::unborn(plan, end, started),
     })
+}
+
+/// Says which kernel it is where a directory was named.
+fn name_kernel(plan: &Plan, kernel: &Kernel) {
+    let Some(path) = kernel.path().filter(|path| *path != plan.kernel) else { return };
+    let instead = kernel.passed_over().map_or(String::new(), |fail| format!(" ({})", fail.summary()));
+    log::note(&format!("the kernel is {}{instead}", path.display()));
 }
 
 /// How long the host may take nothing of the guest's last output before it is given up.

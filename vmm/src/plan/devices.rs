@@ -75,7 +75,6 @@ fn complete_kind(entry: &dyn Entry, mine: &mut Vec<Device>, names: &mut BTreeSet
     }
     let mut number = 0;
     for device in mine {
-        device.spec = entry.check(&device.spec)?;
         while device.name.is_empty() {
             let name = match entry.presence() {
                 Presence::Standard(_) if number == 0 => entry.name().to_owned(),
@@ -86,6 +85,7 @@ fn complete_kind(entry: &dyn Entry, mine: &mut Vec<Device>, names: &mut BTreeSet
                 device.name = name;
             }
         }
+        device.spec = entry.check(&device.spec, &device.name)?;
     }
     Ok(())
 }

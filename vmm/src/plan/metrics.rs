@@ -1,8 +1,10 @@
 //! Where a plan wants the machine's counters written.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base::host::{Access, Host};
 use base::{Fail, Result, Why};
 use devices::flag::{self, Form};
 use schemars::JsonSchema;
@@ -43,6 +45,14 @@ impl Metrics {
     /// [`Why::Usage`]: an unknown key, a bad value.
     pub fn parse(text: &str) -> Result<Metrics> {
         flag::parse(&FORM, text)
+    }
+
+    /// Opens the file as an output of a device is opened: emptied, and a pipe needs its reader first.
+    ///
+    /// # Errors
+    /// As the host answers.
+    pub fn open(&self, host: &dyn Host) -> Result<File> {
+        host.open("metrics file", &self.path, Access { create: true, write: true, ..Access::default() })
     }
 
     /// Sees to it that the values make sense.

@@ -3,6 +3,7 @@
 use ::devices::catalog::CATALOG;
 
 use super::*;
+use base::Doing;
 
 fn plan(json: &str) -> Result<Plan> {
     serde_json::from_str::<Plan>(json).doing(Why::Usage, || "read")

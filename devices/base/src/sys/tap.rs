@@ -65,6 +65,11 @@ fn checked(answer: c_int) -> io::Result<()> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether an interface can have this name: 1 to 15 bytes without slash and space.
+pub fn is_name(name: &str) -> bool {
+    request(name).is_ok()
+}
+
 impl Tap {
     /// Opens the tap called `name` with so many queues. If there is none, one is made that lives as long as its
     /// descriptors; `%d` in the name stands for a number of the kernel's choice.

@@ -1,8 +1,8 @@
 //! Opening of images: what the user said, never what the bytes suggest; every file through the host, and locked.
 
 use std::fs::{File, TryLockError};
-use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf, absolute};
 
 use base::disk::qcow2::{self, Backing, Opening};
@@ -15,6 +15,9 @@ use super::{Format, Overlay, Spec};
 
 /// Images below one another at the most. An image that stands on itself would go on for ever.
 const DEEPEST: usize = 8;
+
+/// Bytes of the host's list of locks that are read.
+const LOCKS: u64 = 1 << 20;
 
 /// Formats that a raw disk is unlikely to begin like.
 const MAGICS: [(&[u8], &str); 4] =
@@ -32,27 +35,42 @@ pub fn open(spec: &Spec, name: &str, host: &dyn Host) -> Result<Image> {
     }
 }
 
-/// Opens and locks the files that `spec` names itself, and makes none.
+/// Opens and locks the files that `spec` names itself, and makes none. What they are is looked at as [`open`] does it,
+/// what stands on what and what they stand on too.
 ///
 /// # Errors
 /// As [`open`].
 pub fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
+    // Whether it can be used past the page cache, the host that does it has to say.
     let opener = Opener { name, host, backing: spec.backing, direct: false };
     let path = Path::new(&spec.path);
     let file = opener.file(path, "image", spec.writes())?;
-    match spec.format {
-        Some(Format::Qcow2) => opener.check_qcow2(&file, path)?,
-        format => opener.check_raw(&file, path, format)?,
-    }
-    let mut files = vec![file];
-    if let Overlay::Kept(over) = &spec.overlay {
-        match opener.file(Path::new(over), "overlay", true) {
-            Ok(file) => files.push(file),
-            Err(fail) if missing(&fail) => {}
-            Err(fail) => return Err(fail),
+    let mut held = vec![file.try_clone().doing(Why::Host, || opener.doing(path))?];
+    let format = spec.format.unwrap_or(Format::Raw);
+    let Overlay::Kept(over) = &spec.overlay else {
+        match format {
+            Format::Qcow2 => drop(opener.qcow2(file, path, spec.writes(), DEEPEST)?),
+            Format::Raw => opener.check_raw(&file, path, spec.format)?,
         }
+        return Ok(held);
+    };
+    if format == Format::Raw {
+        opener.check_raw(&file, path, spec.format)?;
     }
-    Ok(files)
+    let below = opener.below(file, path, format, DEEPEST)?;
+    let over = Path::new(over);
+    match opener.overlay(over, Access { write: true, ..Access::default() }) {
+        Ok((file, bytes)) => {
+            held.push(file.try_clone().doing(Why::Host, || opener.doing(over))?);
+            // An empty one becomes an overlay when the machine begins.
+            if bytes > 0 {
+                opener.kept_on(file, over, &below, path, format)?;
+            }
+        }
+        Err(fail) if missing(&fail) => host.could_make(&format!("{name} overlay"), over)?,
+        Err(fail) => return Err(fail),
+    }
+    Ok(held)
 }
 
 fn missing(fail: &Fail) -> bool {
@@ -122,11 +140,13 @@ impl Opener<'_> {
         let file = self.host.open(&format!("{} {role}", self.name), path, access)?;
         let meta = file.metadata().doing(Why::Host, || self.doing(path))?;
         if !meta.is_file() && !meta.file_type().is_block_device() {
-            return Err(
-                Fail::new(Why::Invalid, self.doing(path)).because("it is neither a file nor a block device")
-            );
+            return Err(self.refuse(
+                path,
+                "it is neither a file nor a block device",
+                "name an image file or a block device; what comes out of a pipe has to be put into a file first",
+            ));
         }
-        lock(&file, self.name, path, !write)?;
+        self.lock(&file, path, !write)?;
         Ok(file)
     }
 
@@ -210,11 +230,12 @@ impl Opener<'_> {
                 .map_err(|fail| fail.hint("leave direct=on out: its file system does not do it"))?;
         }
         let opening = Opening::new(file, write).map_err(|cause| {
-            self.refuse(
-                path,
-                format!("as a qcow2 image it cannot be used: {cause}"),
-                format!("qemu-img check {shown}"),
-            )
+            let hint = match cause.kind() {
+                io::ErrorKind::UnexpectedEof => "copy or make it again".to_owned(),
+                _ => format!("qemu-img check {shown}"),
+            };
+            let cause = format!("as a qcow2 image it cannot be used: {}", broken(&cause));
+            self.refuse(path, cause, hint)
         })?;
         if opening.size() == 0 || !opening.size().is_multiple_of(SECTOR) {
             let cause = format!("its {} bytes are no whole number of 512-byte sectors", opening.size());
@@ -277,30 +298,52 @@ impl Opener<'_> {
         }
     }
 
-    /// The overlay in the file `over`, which is made if it is missing or empty. The name that it has for its base is
-    /// compared, never opened.
+    /// The overlay in the file `over`, which is made if it is missing or empty.
     fn kept(&self, over: &Path, below: Backing, base: &Path, format: Format) -> Result<Image> {
-        let shown = over.display();
-        let doing = || format!("use {shown} as overlay of {}", self.name);
-        let access = Access { write: true, keep: true, ..Access::default() };
-        let file = self.host.open(&format!("{} overlay", self.name), over, access)?;
-        let meta = file.metadata().doing(Why::Host, doing)?;
-        if !meta.is_file() {
-            return Err(Fail::new(Why::Invalid, doing()).because("it is no file"));
-        }
-        lock(&file, self.name, over, false)?;
-        let name = absolute(base).unwrap_or_else(|_| base.to_owned()).display().to_string();
-        if meta.len() == 0 {
+        let doing = || self.overlaying(over);
+        let (file, bytes) = self.overlay(over, Access { write: true, keep: true, ..Access::default() })?;
+        if bytes == 0 {
             let again = file.try_clone().doing(Why::Host, doing)?;
-            qcow2::create(again, below.size(), Some((name.clone(), word(format)))).doing(Why::Host, doing)?;
+            let stands_on = (name_of(base), word(format));
+            qcow2::create(again, below.size(), Some(stands_on)).doing(Why::Host, doing)?;
         }
-        let refuse =
-            |cause: String, hint: String| Err(Fail::new(Why::Invalid, doing()).because(cause).hint(hint));
+        Ok(self.kept_on(file, over, &below, base, format)?.image(Some(below)))
+    }
+
+    fn overlaying(&self, over: &Path) -> String {
+        format!("use {} as overlay of {}", over.display(), self.name)
+    }
+
+    /// Opens and locks the file of an overlay; also its size.
+    fn overlay(&self, over: &Path, access: Access) -> Result<(File, u64)> {
+        let file = self.host.open(&format!("{} overlay", self.name), over, access)?;
+        let meta = file.metadata().doing(Why::Host, || self.overlaying(over))?;
+        if !meta.is_file() {
+            let fail = Fail::new(Why::Invalid, self.overlaying(over)).because("it is no file");
+            return Err(fail.hint("name a file; one that is missing is made"));
+        }
+        self.lock(&file, over, false)?;
+        Ok((file, meta.len()))
+    }
+
+    /// Reads the head of an overlay. The name that it has for its base is compared, never opened.
+    fn kept_on(
+        &self,
+        file: File,
+        over: &Path,
+        below: &Backing,
+        base: &Path,
+        format: Format,
+    ) -> Result<Opening> {
+        let (shown, name) = (over.display(), name_of(base));
+        let refuse = |cause: String, hint: String| {
+            Err(Fail::new(Why::Invalid, self.overlaying(over)).because(cause).hint(hint))
+        };
         let opening = match Opening::new(file, true) {
             Ok(opening) => opening,
             Err(cause) => {
                 return refuse(
-                    format!("as a qcow2 image it cannot be used: {cause}"),
+                    format!("as a qcow2 image it cannot be used: {}", broken(&cause)),
                     format!("qemu-img check {shown}; or name a file that does not exist yet"),
                 );
             }
@@ -325,24 +368,62 @@ impl Opener<'_> {
                     .to_owned(),
             );
         }
-        Ok(opening.image(Some(below)))
+        Ok(opening)
+    }
+
+    /// Keeps two machines from writing to one disk, and one from writing to what another reads.
+    fn lock(&self, file: &File, path: &Path, shared: bool) -> Result<()> {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            Ok(()) => Ok(()),
+            Err(TryLockError::WouldBlock) => {
+                let fail = Fail::new(Why::Denied, format!("lock {} for {}", path.display(), self.name));
+                Err(if self.is_ours(file) {
+                    fail.because("this machine uses it already").hint(
+                        "give each disk an image of its own, or pass readonly=on or overlay=on to all that share it",
+                    )
+                } else {
+                    fail.because("another process uses it").hint(
+                        "stop the other machine, or pass readonly=on or overlay=on to all that share the disk",
+                    )
+                })
+            }
+            Err(TryLockError::Error(cause)) => {
+                // A file system without locks: the user keeps two machines apart.
+                log::warn!(target: "guest", "{}: {} cannot be locked: {cause}", self.name, path.display());
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether this process has a lock on the file, as far as the host tells (`proc_locks(5)`): `1: FLOCK ADVISORY WRITE
+    /// PID MAJOR:MINOR:INODE 0 EOF`.
+    fn is_ours(&self, file: &File) -> bool {
+        let mut list = String::new();
+        let all = self.host.open("locks", Path::new("/proc/locks"), Access::default());
+        let (Ok(all), Ok(meta)) = (all, file.metadata()) else { return false };
+        if all.take(LOCKS).read_to_string(&mut list).is_err() {
+            return false;
+        }
+        let (device, own) = (meta.dev(), std::process::id().to_string());
+        let place =
+            format!("{:02x}:{:02x}:{}", rustix::fs::major(device), rustix::fs::minor(device), meta.ino());
+        list.lines().any(|line| {
+            let mut words = line.split_ascii_whitespace().skip(4);
+            words.next() == Some(&own) && words.next() == Some(&place)
+        })
     }
 }
 
-/// Keeps two machines from writing to one disk, and one from writing to what another reads.
-fn lock(file: &File, name: &str, path: &Path, shared: bool) -> Result<()> {
-    match if shared { file.try_lock_shared() } else { file.try_lock() } {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => {
-            let hint = "stop the other machine, or pass readonly=on or overlay=on to all that share the disk";
-            Err(Fail::new(Why::Denied, format!("lock {} for {name}", path.display()))
-                .because("another process uses it")
-                .hint(hint))
-        }
-        Err(TryLockError::Error(cause)) => {
-            // A file system without locks: the user keeps two machines apart.
-            log::warn!(target: "guest", "{name}: {} cannot be locked: {cause}", path.display());
-            Ok(())
-        }
+/// The name of a base as an overlay has it.
+fn name_of(base: &Path) -> String {
+    absolute(base).unwrap_or_else(|_| base.to_owned()).display().to_string()
+}
+
+/// Why the head of an image cannot be read, in words.
+fn broken(cause: &io::Error) -> String {
+    match cause.kind() {
+        // The words of a read that did not get as much as it wanted say nothing of an image.
+        io::ErrorKind::UnexpectedEof if cause.get_ref().is_none() => "it is truncated".to_owned(),
+        _ => cause.to_string(),
     }
 }

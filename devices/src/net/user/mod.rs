@@ -21,6 +21,7 @@ mod udp;
 mod wire;
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -28,7 +29,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::host::Access;
+use base::host::{Access, Host};
 use base::lane::Interest;
 use base::meter::Counter;
 use base::{Doing, Fault, Result, Why};
@@ -44,8 +45,9 @@ use crate::virtio::{Chain, Io, Meters};
 use dhcp::Lease;
 use fragment::Assemblies;
 use packet::Mac;
-use policy::Policy;
+pub use policy::Policy;
 use publish::Port;
+pub use publish::Publish;
 use table::{FLOWS, Flow, Table};
 use tcp::Turn;
 use wire::{Card, Wire};
@@ -69,16 +71,16 @@ const LATER: Duration = Duration::from_secs(15);
 const ROUTER_AGAIN: Duration = Duration::from_secs(600);
 
 /// What the user says of the network.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Settings {
     /// The guest's Ethernet address.
     pub mac: Mac,
     /// Bytes of an IP packet.
     pub mtu: u16,
-    /// Published ports, `[ADDR:]HOST:GUEST[/udp]`.
-    pub publish: Vec<String>,
-    /// Rules, `NAME|CIDR[:PORT]`.
-    pub allow: Vec<String>,
+    /// Published ports.
+    pub publish: Vec<Publish>,
+    /// Where the guest may go.
+    pub policy: Policy,
     /// The resolver, if not the host's.
     pub dns: Option<SocketAddr>,
     /// The gateway's address leads to this machine's loopback address.
@@ -87,6 +89,18 @@ pub struct Settings {
     pub ipv6: bool,
     /// Where frames are recorded.
     pub pcap: Option<String>,
+}
+
+impl Settings {
+    /// Opens the record of the device called `name`, and empties it.
+    ///
+    /// # Errors
+    /// As the host answers.
+    pub fn record(&self, name: &str, host: &dyn Host) -> Result<Option<File>> {
+        let access = Access { write: true, create: true, ..Access::default() };
+        let open = |path: &String| host.open(&format!("{name} record"), Path::new(path), access);
+        self.pcap.as_ref().map(open).transpose()
+    }
 }
 
 /// What has passed.
@@ -130,18 +144,10 @@ impl User {
     /// The network of the device that `kit` is for.
     ///
     /// # Errors
-    /// A rule or a port makes no sense, or the host refuses a port or the record of frames.
-    pub fn new(settings: &Settings, kit: &Kit<'_>) -> Result<User> {
-        let policy = Policy::read(&settings.allow, kit.name)?;
-        let ports = settings.publish.iter().map(|text| Port::open(text, kit.name)).collect::<Result<_>>()?;
-        let pcap = match &settings.pcap {
-            Some(path) => {
-                let access = Access { write: true, create: true, ..Access::default() };
-                let file = kit.host.open(&format!("{} record", kit.name), Path::new(path), access)?;
-                Some(Pcap::new(file, kit.name))
-            }
-            None => None,
-        };
+    /// The host refuses a port or the record of frames.
+    pub fn new(settings: Settings, kit: &Kit<'_>) -> Result<User> {
+        let ports = settings.publish.iter().map(|publish| publish.open(kit.name)).collect::<Result<_>>()?;
+        let pcap = settings.record(kit.name, kit.host)?.map(|file| Pcap::new(file, kit.name));
         let resolvers = match settings.dns {
             Some(server) => vec![server],
             None => resolvers(kit),
@@ -164,7 +170,7 @@ impl User {
             loopback: settings.loopback,
             resolvers,
             resolver: 0,
-            policy,
+            policy: settings.policy,
             ports,
             table: Table::default(),
             peers: HashMap::new(),

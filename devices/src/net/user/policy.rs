@@ -43,11 +43,22 @@ impl Policy {
     /// [`Why::Usage`]: one is neither.
     pub fn read(rules: &[String], name: &str) -> Result<Policy> {
         let rules = rules.iter().map(|text| {
-            rule(text).ok_or_else(|| {
-                Fail::new(Why::Usage, format!("read the rule allow={text} of {name}"))
+            let fail = || Fail::new(Why::Usage, format!("read the rule allow={text} of {name}"));
+            let rule = rule(text).ok_or_else(|| {
+                fail()
                     .because("it is neither a name nor an address range")
                     .hint("write it as example.org, *.example.org:443, 192.0.2.0/24, or [2001:db8::/32]:443")
-            })
+            })?;
+            // One of them is a mistake, and nobody but the user knows which.
+            match &rule.target {
+                Target::Net(address, bits) if first(*address, *bits) != *address => Err(fail()
+                    .because(format!("{address} is not the first address of a range of /{bits}"))
+                    .hint(format!(
+                        "write {}/{bits} for the range, {address} for the one address",
+                        first(*address, *bits)
+                    ))),
+                _ => Ok(rule),
+            }
         });
         Ok(Policy { rules: rules.collect::<Result<_>>()?, learned: HashMap::new() })
     }
@@ -139,6 +150,21 @@ fn net(text: &str) -> Option<Target> {
     let most = if address.is_ipv4() { 32 } else { 128 };
     let bits = bits.map_or(Some(most), |bits| bits.parse().ok())?;
     (bits <= most).then_some(Target::Net(address, bits))
+}
+
+/// The first of the addresses that share so many first bits with `address`.
+fn first(address: IpAddr, bits: u8) -> IpAddr {
+    let bits = u32::from(bits);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32u32.saturating_sub(bits)).unwrap_or(0);
+            Ipv4Addr::from(u32::from(v4) & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128u32.saturating_sub(bits)).unwrap_or(0);
+            Ipv6Addr::from(u128::from(v6) & mask).into()
+        }
+    }
 }
 
 fn name(text: &str) -> Option<Target> {
@@ -283,6 +309,19 @@ mod tests {
             named.learn("example.org", Ipv4Addr::from(0xc000_0000 + n).into(), 9, NOW);
         }
         assert!(named.learned.len() <= LEARNED);
+    }
+
+    #[test]
+    fn a_range_begins_with_its_first_address() {
+        for (text, remedy) in [
+            ("10.0.0.1/8", "write 10.0.0.0/8 for the range, 10.0.0.1 for the one address"),
+            ("192.0.2.1/0:80", "write 0.0.0.0/0 for the range, 192.0.2.1 for the one address"),
+            ("[2001:db8::1/32]:443", "write 2001:db8::/32 for the range, 2001:db8::1 for the one address"),
+        ] {
+            let fail = Policy::read(&[text.to_owned()], "net0").unwrap_err();
+            assert_eq!(fail.remedy(), Some(remedy), "{fail}");
+        }
+        policy(&["10.0.0.1/32", "10.0.0.1", "::1/128", "::/0"]);
     }
 
     #[test]

@@ -38,7 +38,10 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
 impl Head {
     fn read(file: &File) -> io::Result<Head> {
         let mut bytes = [0; 104];
-        file.read_exact_at(&mut bytes, 0).map_err(|_| damaged("it ends within its header"))?;
+        file.read_exact_at(&mut bytes, 0).map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(cause.kind(), "it ends within its header"),
+            _ => cause,
+        })?;
         let cluster_bits = be32(&bytes, 20);
         let order = if be32(&bytes, 4) == 2 { 4 } else { be32(&bytes, 96) };
         if !(9..=21).contains(&cluster_bits) || order > 6 {
