@@ -4,6 +4,7 @@ mod command;
 mod doctor;
 mod inspect;
 mod lab;
+mod legend;
 mod papers;
 mod run;
 
