@@ -286,7 +286,7 @@ macro_rules! catalog {
     };
 }
 
-catalog! { rng balloon blk net vsock serial console i8042 rtc debugcon debugexit pvpanic power }
+catalog! { rng balloon blk virtiofs net vsock serial console i8042 rtc debugcon debugexit pvpanic power }
 
 /// The entry called `name`.
 pub fn find(name: &str) -> Option<&'static dyn Entry> {

@@ -13,9 +13,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::io::Errno;
 
-use crate::fail::{Doing, Fail, Result, Why};
+use crate::fail::{Doing, Fail, Result, Why, why_of};
 pub use crate::sys::tap::{Tap, is_name as is_tap_name, offload};
 pub use socket::Listener;
 
@@ -77,7 +78,7 @@ pub fn kernel_entropy(mut data: &mut [u8]) -> std::io::Result<()> {
     while !data.is_empty() {
         match getrandom(&mut *data, GetRandomFlags::empty()) {
             Ok(n) => data = data.get_mut(n..).unwrap_or_default(),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -90,6 +91,32 @@ pub fn kernel_entropy(mut data: &mut [u8]) -> std::io::Result<()> {
 /// As the host answers.
 pub fn open_to_read(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
+}
+
+/// Opens a directory as a place; what keeps it from being opened comes with the remedy.
+///
+/// # Errors
+/// As the host answers.
+pub fn open_directory(role: &str, path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|cause| {
+        let hint = match cause {
+            Errno::NOENT if path.is_relative() => match std::env::current_dir() {
+                Ok(here) => format!("check the name; it is looked for in {}", here.display()),
+                Err(_) => "check the name".to_owned(),
+            },
+            Errno::NOENT => "check the name, or make the directory first".to_owned(),
+            Errno::NOTDIR => "name a directory; a file is shared with the directory it is in".to_owned(),
+            Errno::ACCESS | Errno::PERM => {
+                "make the directories that lead to it searchable: chmod a+x".to_owned()
+            }
+            _ => String::new(),
+        };
+        let cause = std::io::Error::from(cause);
+        let fail = Fail::new(why_of(&cause), format!("open {role} directory {}", path.display()));
+        let fail = fail.because(cause);
+        if hint.is_empty() { fail } else { fail.hint(hint) }
+    })
 }
 
 /// What outlives one life of a machine that is started again after a reset: by role, whatever its owner needs.
@@ -152,6 +179,14 @@ pub trait Host: Send + Sync {
     fn door(&self, role: &str, door: Door<'_>) -> Result<()> {
         let _ = (role, door);
         Ok(())
+    }
+
+    /// Opens a directory as a place (`O_PATH`), to go on from by [`crate::files`]. `role` says what it is for.
+    ///
+    /// # Errors
+    /// As the host answers, with the remedy; it is no directory.
+    fn directory(&self, role: &str, path: &Path) -> Result<OwnedFd> {
+        open_directory(role, path)
     }
 
     /// An empty file without a name, for bytes that nobody is to find later: it goes with the last that has it open.

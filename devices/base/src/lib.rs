@@ -2,8 +2,10 @@
 
 pub mod bus;
 pub mod clock;
+pub mod crew;
 pub mod disk;
 pub mod fail;
+pub mod files;
 pub mod host;
 pub mod irq;
 pub mod lane;

@@ -12,6 +12,7 @@ pub mod pvpanic;
 pub mod rng;
 pub mod rtc;
 pub mod serial;
+pub mod virtiofs;
 pub mod vsock;
 
 use schemars::JsonSchema;

@@ -16,6 +16,7 @@ mod images;
 mod memory;
 mod network;
 mod pci;
+mod shares;
 mod sockets;
 
 /// All of them.
@@ -27,6 +28,7 @@ pub fn cases() -> Vec<Case> {
         images::cases(),
         network::cases(),
         pci::cases(),
+        shares::cases(),
         sockets::cases(),
         consoles::cases(),
         memory::cases(),

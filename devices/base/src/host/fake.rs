@@ -11,7 +11,9 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
-use super::{Access, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, socket};
+use super::{
+    Access, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, open_directory, socket,
+};
 use crate::fail::{Doing, Fail, Result, Why};
 
 /// Bytes in a file that a test opens without having made it.
@@ -26,6 +28,8 @@ pub struct FakeHost {
     /// The other ends of taps, in the order they were made.
     taps: Mutex<Vec<OwnedFd>>,
     drawn: Arc<AtomicU64>,
+    /// Directories of the host that stand for those of a test.
+    directories: Mutex<HashMap<PathBuf, PathBuf>>,
     /// Sockets listened on: the paths, and the names they have instead.
     sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
     keepsakes: Option<Keepsakes>,
@@ -97,6 +101,14 @@ impl FakeHost {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned(), file);
     }
 
+    /// Has the directory `path` of the made-up host be `real`, one of this host.
+    pub fn put_directory(&self, path: &Path, real: &Path) {
+        self.directories
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(path.to_owned(), real.to_owned());
+    }
+
     /// Connects to the socket that a device listens on at `path`.
     ///
     /// # Errors
@@ -137,6 +149,21 @@ impl Host for FakeHost {
         let again = format!("/proc/self/fd/{}", file.as_raw_fd());
         let opened = File::options().read(true).write(access.write).truncate(access.create).open(again);
         opened.map_err(|cause| Fail::new(Why::Host, doing()).because(cause))
+    }
+
+    /// One that no test has put there is empty, and stays so: it has been removed.
+    fn directory(&self, role: &str, path: &Path) -> Result<OwnedFd> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        if let Some(real) = self.directories.lock().unwrap_or_else(PoisonError::into_inner).get(path) {
+            return open_directory(role, real);
+        }
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        let place = std::env::temp_dir().join(format!("mayfly-fake-{}-{number}", std::process::id()));
+        let doing = || format!("make a directory for {role}");
+        std::fs::create_dir(&place).doing(Why::Host, doing)?;
+        let opened = open_directory(role, &place);
+        std::fs::remove_dir(&place).doing(Why::Host, doing)?;
+        opened
     }
 
     fn keepsakes(&self) -> Option<&Keepsakes> {

@@ -10,6 +10,11 @@ use crate::memory::Memory;
 /// The most pieces that the kernel takes in one call (`UIO_MAXIOV`).
 const MOST: usize = 1024;
 
+/// Of the flags of [`Iovecs::read_at`]: what would wait is refused (`EAGAIN`).
+pub const NOWAIT: i32 = libc::RWF_NOWAIT;
+/// Of the flags of [`Iovecs::write_with`]: behind the end of the file, wherever that is.
+pub const APPEND: i32 = libc::RWF_APPEND;
+
 /// Aligned as any host wants it for direct I/O.
 #[repr(align(4096))]
 struct Zeros([u8; 64 << 10]);
@@ -249,6 +254,18 @@ impl Iovecs {
         let (count, offset) = (count.cast_signed(), offset.cast_signed());
         // SAFETY: the list is alive, and each piece is mapped readable memory of its length.
         let moved = unsafe { libc::pwritev(file.as_raw_fd(), list, count, offset) };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The same with the given `RWF_` flags.
+    ///
+    /// # Errors
+    /// As `pwritev2(2)`.
+    pub fn write_with(&self, file: BorrowedFd<'_>, offset: u64, flags: i32) -> io::Result<usize> {
+        let (list, count) = self.raw();
+        let (count, offset) = (count.cast_signed(), offset.cast_signed());
+        // SAFETY: the list is alive, and each piece is mapped readable memory of its length.
+        let moved = unsafe { libc::pwritev2(file.as_raw_fd(), list, count, offset, flags) };
         usize::try_from(moved).map_err(|_| io::Error::last_os_error())
     }
 

@@ -4,6 +4,7 @@
 pub mod children;
 pub mod death;
 pub mod iovec;
+pub mod owner;
 pub mod program;
 pub mod ram;
 pub mod scratch;
