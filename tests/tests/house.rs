@@ -141,7 +141,9 @@ fn the_rule_of_rooms_can_fail() {
     assert_eq!(lines(rooms::check_root, "boot/src/lib.rs", "//! x"), [1]);
     assert_eq!(lines(rooms::check_root, "boot/src/lib.rs", "#![forbid(unsafe_code)]"), NONE);
     assert_eq!(lines(rooms::check_root, "devices/base/src/lib.rs", "//! x"), NONE);
-    assert_eq!(lines(rooms::check_root, "vmm/src/main.rs", "//! x"), [1]);
+    assert_eq!(lines(rooms::check_root, "resources/agent/src/main.rs", "//! x"), [1]);
+    assert_eq!(lines(rooms::check_root, "vmm/src/main.rs", "//! x"), NONE);
+    assert_eq!(lines(rooms::check, "vmm/src/main.rs", text), NONE);
 }
 
 #[test]

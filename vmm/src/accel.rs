@@ -46,7 +46,7 @@ const PROBE_AT: u64 = 0x1000;
 ///
 /// # Errors
 /// As KVM answers.
-pub fn ring0(hypervisor: &Hypervisor) -> Result<Ring0> {
+pub fn ring0(hypervisor: &Arc<Hypervisor>) -> Result<Ring0> {
     if shows_hardware() { Ok(Ring0::Hardware) } else { probe(hypervisor) }
 }
 
@@ -54,14 +54,14 @@ pub fn ring0(hypervisor: &Hypervisor) -> Result<Ring0> {
 ///
 /// # Errors
 /// As KVM answers.
-pub fn probe(hypervisor: &Hypervisor) -> Result<Ring0> {
+pub fn probe(hypervisor: &Arc<Hypervisor>) -> Result<Ring0> {
     let doing = || "prepare the micro guest";
     let memory = Memory::new(&arch::layout::ram(1 << 20)).doing(Why::Host, doing)?;
     let ram = memory.ram();
     ram.write_slice(&PROBE, GuestAddress(PROBE_AT)).doing(Why::Host, doing)?;
     ram.write_slice(&arch::paging::identity(), GuestAddress(PAGE_TABLES)).doing(Why::Host, doing)?;
     ram.write_slice(&arch::registers::gdt(true), GuestAddress(GDT)).doing(Why::Host, doing)?;
-    let vm = Arc::new(hypervisor.vm(Irqchip::Split)?);
+    let vm = Arc::new(hypervisor.vm()?.with(Irqchip::Split)?);
     vm.map(&memory)?;
     let mut vcpu = vm.vcpu(0, 1)?;
     vcpu.start_at(&Start::Linux64 { entry: PROBE_AT, zero_page: 0 })?;

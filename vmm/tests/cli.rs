@@ -231,6 +231,29 @@ fn a_result_pipe_is_opened_once_and_never_waited_for() {
     assert_eq!(fs::read(dir.path().join("kept")).unwrap(), b"old", "a dry run has no result");
 }
 
+/// A file that is opened where a standard stream was closed would get what is meant for the stream.
+#[test]
+fn closed_streams_are_nobodys_file() {
+    let dir = fixtures();
+    let ended = Command::new("sh")
+        .args(["-c", r#"exec "$0" run --kernel vmlinuz --cpus 0 --json=result 2>&-"#])
+        .arg(env!("CARGO_BIN_EXE_mayfly"))
+        .current_dir(dir.path())
+        .status()
+        .unwrap();
+    assert_eq!(ended.code(), Some(2));
+    let result = fs::read_to_string(dir.path().join("result")).unwrap();
+    assert!(serde_json::from_str::<serde_json::Value>(&result).is_ok(), "not the result alone: {result}");
+}
+
+#[test]
+fn a_reader_that_has_gone_has_had_enough() {
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    drop(reader);
+    let ended = Command::new(env!("CARGO_BIN_EXE_mayfly")).arg("man").stdout(writer).status().unwrap();
+    assert_eq!(ended.code(), Some(0), "{ended}");
+}
+
 /// A run on the emulated host locks its disks here, where others can see it: a disk in use is found before any host is
 /// started for it.
 #[test]

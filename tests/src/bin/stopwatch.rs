@@ -9,9 +9,12 @@
 
 use std::io::Read;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+/// How long nobody runs before a run begins: the kernel clears away after the last one, as long as a grace period.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// What one run took.
 #[derive(Clone, Copy, Default)]
@@ -81,6 +84,7 @@ fn contender(words: &[String]) -> Option<Contender> {
 }
 
 fn run(command: &[String], mark: Option<&str>) -> Result<Lap, String> {
+    std::thread::sleep(SETTLE);
     let begun = Instant::now();
     let mut child = Command::new(&command[0])
         .args(&command[1..])

@@ -6,9 +6,10 @@ use proc_macro2::{TokenStream, TokenTree};
 
 use super::{Source, Violation};
 
-/// Where `unsafe` may stand: directories, and the file of the same name beside them.
-pub const ROOMS: [&str; 4] =
-    ["devices/base/src/sys", "vmm/src/hv/kvm", "vmm/src/sandbox/sys", "tests/guests"];
+/// Where `unsafe` may stand: directories, and the file of the same name beside them. The last one is the door: it gives
+/// `main` its name, which the language counts as unsafe, and does nothing else.
+pub const ROOMS: [&str; 5] =
+    ["devices/base/src/sys", "vmm/src/hv/kvm", "vmm/src/sandbox/sys", "tests/guests", "vmm/src/main"];
 
 /// Whether a file is in a room.
 pub fn is_room(path: &Path) -> bool {
@@ -53,6 +54,9 @@ fn scan(source: &Source, tokens: TokenStream, before: &str, found: &mut Vec<Viol
 
 /// Checks the root of a crate: without a room below it, it says `#![forbid(unsafe_code)]`.
 pub fn check_root(source: &Source) -> Vec<Violation> {
+    if is_room(&source.path) {
+        return Vec::new();
+    }
     let crate_dir = source.path.parent().unwrap_or(Path::new(""));
     let has_room = ROOMS.iter().any(|room| {
         Path::new(room).starts_with(crate_dir)

@@ -9,8 +9,8 @@ mod papers;
 mod run;
 
 use std::ffi::OsString;
-use std::process::ExitCode;
 
+use base::sys::program;
 use base::{Fail, Result};
 use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -19,18 +19,17 @@ use crate::log;
 use crate::machine::Scout;
 use crate::outcome::code;
 
-/// Carries out the command line of this process.
-pub fn main() -> ExitCode {
+/// Carries out the command line of this process; its exit code.
+pub fn main() -> u8 {
     crate::outcome::process_start();
-    base::sys::program::share_heap();
+    program::prepare();
     let words: Vec<OsString> = std::env::args_os().collect();
     // KVM takes a while to answer; the command line can be read meanwhile.
     let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());
-    let code = match command::command(command::Detail::for_words(&words)).try_get_matches_from(&words) {
+    match command::command(command::Detail::for_words(&words)).try_get_matches_from(&words) {
         Ok(matches) => carry_out(&matches, scout),
         Err(error) => usage(&error, &words),
-    };
-    ExitCode::from(code)
+    }
 }
 
 fn carry_out(matches: &ArgMatches, scout: Option<Result<Scout>>) -> u8 {
@@ -56,7 +55,8 @@ fn complain(fail: &Fail) {
 /// Prints what a command has to say on standard output. A reader that has gone away (`| head`) has had enough.
 fn say(text: &str) -> u8 {
     use std::io::Write;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             complain(&Fail::new(base::Why::Host, "write to standard output").because(error));
             code::HOST

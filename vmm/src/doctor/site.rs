@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base::{Fail, Result};
 use rustix::process::{Resource, getrlimit};
@@ -101,7 +102,7 @@ impl Site for ThisHost {
     }
 
     fn kvm(&self) -> Result<Kvm> {
-        let hypervisor = Hypervisor::open(&self.path("dev/kvm"))?;
+        let hypervisor = Arc::new(Hypervisor::open(&self.path("dev/kvm"))?);
         let lacks = hypervisor.lacks();
         Ok(Kvm { lacks, ring0: accel::ring0(&hypervisor) })
     }

@@ -64,7 +64,8 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
 fn live(plan: &Plan, scout: &Scout, host: &LinuxHost, started: Instant, first: bool) -> Result<Report> {
     // A time that no clock can hold is no limit.
     let deadline = plan.timeout.and_then(|limit| Some((limit, started.checked_add(limit.duration())?)));
-    let hypervisor = scout.hypervisor()?;
+    // Asked first: where there is no KVM, nothing else matters.
+    scout.hypervisor()?;
     let control = Control::new(deadline)?;
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
         .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
@@ -72,8 +73,7 @@ fn live(plan: &Plan, scout: &Scout, host: &LinuxHost, started: Instant, first: b
     if first {
         name_kernel(plan, &kernel);
     }
-    let vm = Arc::new(hypervisor.vm(plan.irqchip)?);
-    vm.set_cpuid(scout.cpuid()?);
+    let vm = Arc::new(scout.vm()?.with(plan.irqchip)?);
     Ok(match Machine::build(plan, vm, memory, &kernel, host, control)? {
         ControlFlow::Continue(machine) => {
             let report = machine.run(plan, Some(scout), started);

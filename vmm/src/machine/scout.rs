@@ -1,17 +1,16 @@
-//! The scout: the first vCPU's thread, sent ahead to ask KVM what takes long while the main thread reads the command
+//! The scout: the first vCPU's thread, sent ahead to have KVM do what takes long while the main thread reads the command
 //! line and the kernel.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
-use kvm_bindings::CpuId;
 
 use super::control::ENDING;
-use crate::hv::kvm::Hypervisor;
+use crate::hv::kvm::{Blank, Hypervisor};
 
 /// The machine's KVM.
 const KVM: &str = "/dev/kvm";
@@ -19,11 +18,12 @@ const KVM: &str = "/dev/kvm";
 /// Work for the thread.
 pub type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread that asks KVM first and runs jobs then.
+/// A thread that opens KVM, makes a VM and asks for CPUID first, and runs jobs then.
 pub struct Scout {
     jobs: Sender<Job>,
     hypervisor: Answer<Arc<Hypervisor>>,
-    cpuid: Answer<CpuId>,
+    /// The VM of the first life, until that takes it.
+    vm: Cell<Option<Receiver<Result<Blank>>>>,
 }
 
 /// What the thread finds out, once it has; kept for the next who asks.
@@ -56,7 +56,7 @@ impl Scout {
     pub fn send() -> Result<Scout> {
         let (jobs, orders) = channel::<Job>();
         let (tell_hypervisor, hypervisor) = channel();
-        let (tell_cpuid, cpuid) = channel();
+        let (tell_vm, vm) = channel();
         let explore = move || {
             // Control takes these signals; this thread began before it did. The last one is a terminal's, for a device.
             let _ = signals::block(&[&ENDING[..], &[libc::SIGWINCH]].concat());
@@ -64,14 +64,18 @@ impl Scout {
             let known = found.as_ref().ok().cloned();
             // A run that ends before it wants to know hears nothing: that is no failure.
             let _ = tell_hypervisor.send(found);
-            let _ = known.map(|hypervisor| tell_cpuid.send(hypervisor.cpuid()));
+            if let Some(hypervisor) = known {
+                let _ = tell_vm.send(hypervisor.vm());
+                // Kept for the first vCPU; what goes wrong is told to that.
+                let _ = hypervisor.cpuid();
+            }
             orders.into_iter().for_each(|job| job());
         };
         std::thread::Builder::new()
             .name("vcpu0".to_owned())
             .spawn(explore)
             .doing(Why::Host, || "start the thread of vCPU 0")?;
-        Ok(Scout { jobs, hypervisor: hypervisor.into(), cpuid: cpuid.into() })
+        Ok(Scout { jobs, hypervisor: hypervisor.into(), vm: Cell::new(Some(vm)) })
     }
 
     /// KVM, once it is open.
@@ -82,12 +86,15 @@ impl Scout {
         self.hypervisor.get()
     }
 
-    /// What CPUID can tell a guest here, once KVM has said so.
+    /// An empty VM, once there is one: the first was made ahead.
     ///
     /// # Errors
-    /// As [`Hypervisor::cpuid`], and as above.
-    pub fn cpuid(&self) -> Result<CpuId> {
-        self.cpuid.get()
+    /// As [`Hypervisor::vm`], and as above.
+    pub fn vm(&self) -> Result<Blank> {
+        match self.vm.take() {
+            Some(told) => told.recv().unwrap_or_else(|_| Err(lost())),
+            None => self.hypervisor()?.vm(),
+        }
     }
 
     /// Has the thread run `job` after those it has.

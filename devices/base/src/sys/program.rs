@@ -1,4 +1,4 @@
-//! The program's own memory: one heap, and what only its start needed is given back.
+//! The program itself: how it finds its streams and signals, its one heap, and what only its start needed.
 
 use std::ffi::{c_int, c_void};
 use std::slice;
@@ -20,11 +20,23 @@ pub fn give_back() {
     unsafe { libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut()) };
 }
 
-/// Has all threads share one heap: another for each would cost four system calls and some pages, and who allocates here
-/// does so seldom.
-pub fn share_heap() {
+/// The first thing a program does. All threads share one heap: another for each would cost four system calls and some
+/// pages, and who allocates here does so seldom. A reader that has gone away is an error of the write, and no signal. And
+/// standard streams that are closed lead to `/dev/null`: the next file to be opened would take their number.
+pub fn prepare() {
     // SAFETY: it sets a number of the allocator; a refusal changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    // SAFETY: no handler is set.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let mut streams = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
+    // SAFETY: the pointer is to as many entries as it says.
+    unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) };
+    for stream in streams.iter().filter(|stream| stream.revents & libc::POLLNVAL != 0) {
+        // The lowest number that is free is this one. Where there is no such file, the stream stays closed.
+        // SAFETY: the path is a C string.
+        let fd = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        debug_assert!(fd < 0 || fd == stream.fd);
+    }
 }
 
 /// Whether `status` is that of a process with a debugger (`proc_pid_status(5)`).

@@ -6,10 +6,11 @@ mod vcpu;
 mod vm;
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base::{Doing, Fail, Result, Why};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 pub use vm::KvmVm;
 
@@ -32,6 +33,24 @@ pub const REQUIRED: &[(Cap, &str, &str)] = &[
 /// The host's KVM.
 pub struct Hypervisor {
     kvm: Kvm,
+    /// What CPUID can tell a guest here, once somebody has asked.
+    cpuid: Mutex<Option<CpuId>>,
+}
+
+/// A VM that has neither interrupt controllers nor memory yet.
+pub struct Blank {
+    hypervisor: Arc<Hypervisor>,
+    fd: VmFd,
+}
+
+impl Blank {
+    /// Gives it its interrupt controllers.
+    ///
+    /// # Errors
+    /// As KVM answers.
+    pub fn with(self, irqchip: Irqchip) -> Result<KvmVm> {
+        KvmVm::new(self, irqchip)
+    }
 }
 
 impl Hypervisor {
@@ -61,7 +80,7 @@ impl Hypervisor {
                 .because(format!("it speaks API version {version}, not {API_VERSION}"))
                 .hint("is it really KVM? ls -l /dev/kvm should show major 10, minor 232"));
         }
-        Ok(Hypervisor { kvm })
+        Ok(Hypervisor { kvm, cpuid: Mutex::default() })
     }
 
     /// The required capabilities this KVM lacks: name and purpose.
@@ -73,20 +92,27 @@ impl Hypervisor {
             .collect()
     }
 
-    /// What CPUID can tell a guest here. Dear (0.6 ms where CPUID itself traps): ask once.
+    /// What CPUID can tell a guest here. Dear (0.6 ms where CPUID itself traps), so KVM is asked once.
     ///
     /// # Errors
     /// As KVM answers.
     pub fn cpuid(&self) -> Result<CpuId> {
-        self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).doing(Why::Host, || "ask KVM for its CPUID")
+        let mut known = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cpuid) = known.as_ref() {
+            return Ok(cpuid.clone());
+        }
+        let asked = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let cpuid = asked.doing(Why::Host, || "ask KVM for its CPUID")?;
+        Ok(known.insert(cpuid).clone())
     }
 
     /// Makes an empty VM.
     ///
     /// # Errors
     /// As KVM answers.
-    pub fn vm(&self, irqchip: Irqchip) -> Result<KvmVm> {
-        KvmVm::new(&self.kvm, irqchip)
+    pub fn vm(self: &Arc<Self>) -> Result<Blank> {
+        let fd = self.kvm.create_vm().doing(Why::Host, || "create a VM")?;
+        Ok(Blank { hypervisor: self.clone(), fd })
     }
 }
 
@@ -100,10 +126,10 @@ mod tests {
     #[test]
     fn memory_stays_as_long_as_a_guest_can_reach_it() {
         let hypervisor = match Hypervisor::open(Path::new("/dev/kvm")) {
-            Ok(hypervisor) => hypervisor,
+            Ok(hypervisor) => Arc::new(hypervisor),
             Err(cause) => return eprintln!("skipped: {cause}"),
         };
-        let vm = hypervisor.vm(Irqchip::Split).unwrap();
+        let vm = hypervisor.vm().unwrap().with(Irqchip::Split).unwrap();
         assert!(vm.vcpu(0, 1).is_err(), "a vCPU keeps the memory, so it has to be there");
         let memory = Memory::new(&[(0, 1 << 20)]).unwrap();
         let at = format!("{:x}-", memory.pieces().next().unwrap().host);

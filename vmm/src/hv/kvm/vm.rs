@@ -10,21 +10,22 @@ use base::meter::Counter;
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::Space;
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
     kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_irq_routing_entry,
     kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{IoEventAddress, VmFd};
 
 use super::ring::Ring;
 use super::vcpu::KvmVcpu;
+use super::{Blank, Hypervisor};
 use crate::hv::{Vcpu, Vm};
 use crate::plan::Irqchip;
 
 /// A KVM virtual machine.
 pub struct KvmVm {
     fd: VmFd,
-    cpuid: OnceLock<CpuId>,
+    hypervisor: Arc<Hypervisor>,
     ring: OnceLock<Mutex<Ring>>,
     routes: Mutex<Vec<(u32, Msi)>>,
     /// Interrupts that KVM did not take.
@@ -34,8 +35,8 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    pub(super) fn new(kvm: &Kvm, irqchip: Irqchip) -> Result<KvmVm> {
-        let fd = kvm.create_vm().doing(Why::Host, || "create a VM")?;
+    pub(super) fn new(blank: Blank, irqchip: Irqchip) -> Result<KvmVm> {
+        let Blank { hypervisor, fd } = blank;
         // Only Intel processors need it; it costs two short calls.
         fd.set_tss_address(usize::try_from(layout::TSS).unwrap_or(0))
             .doing(Why::Host, || "set the TSS address")?;
@@ -56,17 +57,12 @@ impl KvmVm {
         }
         Ok(KvmVm {
             fd,
-            cpuid: OnceLock::new(),
+            hypervisor,
             ring: OnceLock::new(),
             routes: Mutex::default(),
             lost: Counter::default(),
             memory: OnceLock::new(),
         })
-    }
-
-    /// Sets what CPUID is made from, before the first vCPU.
-    pub fn set_cpuid(&self, supported: CpuId) {
-        let _ = self.cpuid.set(supported);
     }
 }
 
@@ -101,11 +97,9 @@ impl Vm for KvmVm {
             .cloned()
             .ok_or_else(|| Fail::new(Why::Host, doing()).because("it has no memory"))?;
         let fd = self.fd.create_vcpu(u64::from(id)).doing(Why::Host, doing)?;
-        if let Some(supported) = self.cpuid.get() {
-            let cpuid = arch::cpuid::tailor(supported, id, count)
-                .map_err(|cause| Fail::new(Why::Host, doing()).because(format!("{cause:?}")))?;
-            fd.set_cpuid2(&cpuid).doing(Why::Host, || format!("set CPUID of vCPU {id}"))?;
-        }
+        let cpuid = arch::cpuid::tailor(&self.hypervisor.cpuid()?, id, count)
+            .map_err(|cause| Fail::new(Why::Host, doing()).because(format!("{cause:?}")))?;
+        fd.set_cpuid2(&cpuid).doing(Why::Host, || format!("set CPUID of vCPU {id}"))?;
         Ok(Box::new(KvmVcpu::new(id, fd, memory, |fd| self.share_ring(fd))?))
     }
 
