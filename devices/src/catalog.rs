@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::marker::PhantomData;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,24 @@ pub enum Presence {
     OnRequest,
 }
 
+/// What mayfly itself may need a device for, to run a command in a guest.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose<'a> {
+    /// The guest calls this process.
+    Calls,
+    /// A console that leaves the standard streams to others.
+    Console,
+    /// The guest finds a disk with this serial number. What it writes to the image is kept, or thrown away.
+    Disk {
+        /// The image.
+        image: &'a Path,
+        /// The serial number.
+        serial: &'a str,
+        /// Writes are kept.
+        keep: bool,
+    },
+}
+
 /// What a device author writes: the whole of a device, in one file.
 pub trait Kind: Send + Sync + 'static {
     /// What the user can say about it. Doc comments become help; unknown keys are refused.
@@ -49,6 +68,8 @@ pub trait Kind: Send + Sync + 'static {
     const EXAMPLE: &'static str;
     /// How many there are.
     const PRESENCE: Presence;
+    /// The modules in which Linux may have its driver; what they depend on, they say themselves.
+    const DRIVERS: &'static [&'static str] = &[];
 
     /// Sees to it that the settings of the device `name` make sense together. It asks no host: whoever writes a plan
     /// hears of it, and [`Entry::build`] has done it before [`Kind::build`].
@@ -76,6 +97,12 @@ pub trait Kind: Send + Sync + 'static {
     /// The name that Linux has for it as a console, if what is printed there is to be seen: `ttyS0`.
     fn terminal(spec: &Self::Spec) -> Option<&'static str> {
         let _ = spec;
+        None
+    }
+
+    /// Settings with which it serves a purpose of mayfly's own, if it can.
+    fn serve(purpose: Purpose<'_>) -> Option<Self::Spec> {
+        let _ = purpose;
         None
     }
 
@@ -205,6 +232,13 @@ pub trait Entry: Sync {
     fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>>;
     /// See [`Kind::terminal`]; `None` also for a spec that is none.
     fn terminal(&self, spec: &Value) -> Option<&'static str>;
+    /// See [`Kind::DRIVERS`].
+    fn drivers(&self) -> &'static [&'static str];
+    /// See [`Kind::serve`].
+    ///
+    /// # Errors
+    /// The settings cannot be written down.
+    fn serve(&self, purpose: Purpose<'_>) -> Result<Option<Value>>;
     /// Builds one.
     ///
     /// # Errors
@@ -270,6 +304,12 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn terminal(&self, spec: &Value) -> Option<&'static str> {
         K::terminal(&Self::typed(spec).ok()?)
+    }
+    fn drivers(&self) -> &'static [&'static str] {
+        K::DRIVERS
+    }
+    fn serve(&self, purpose: Purpose<'_>) -> Result<Option<Value>> {
+        K::serve(purpose).as_ref().map(Self::value).transpose()
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         let spec = Self::typed(spec)?;

@@ -69,6 +69,10 @@ pub type Entropy = Arc<dyn Fn(&mut [u8]) -> std::io::Result<()> + Send + Sync>;
 /// Connects to the Unix stream socket at a path; what it gives does not block.
 pub type Dialer = Arc<dyn Fn(&Path) -> std::io::Result<OwnedFd> + Send + Sync>;
 
+/// Connects to whoever inside this process answers at a port of the host's; `None`: nobody does. What it gives does not
+/// block.
+pub type Answers = Arc<dyn Fn(u32) -> Option<OwnedFd> + Send + Sync>;
+
 /// Random bytes from the host kernel's generator; waits at most once after the host's start, for its seed.
 ///
 /// # Errors
@@ -230,6 +234,11 @@ pub trait Host: Send + Sync {
     /// A way to the Unix sockets of others, for a device that connects to them as long as it lives.
     fn dialer(&self) -> Dialer {
         Arc::new(socket::dial)
+    }
+
+    /// A way to those inside this process whom the guest may call, for a device that carries its calls.
+    fn answers(&self) -> Answers {
+        Arc::new(|_| None)
     }
 
     /// Opens the tap interface called `name`, or makes one that goes with its descriptors.

@@ -75,6 +75,7 @@ impl Kind for This {
     const BARE: &'static str = "size";
     const EXAMPLE: &'static str = "reporting=on,deflate_on_oom=on,stats=5";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [&'static str] = &["virtio_balloon"];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         if !spec.size.0.is_multiple_of(FRAME) {

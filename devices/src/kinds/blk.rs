@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Kind, Kit, Presence, Purpose};
 use device::{Blk, Source};
 
 /// The kind.
@@ -157,6 +157,7 @@ impl Kind for This {
     const BARE: &'static str = "path";
     const EXAMPLE: &'static str = "path=root.img,readonly=on";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [&'static str] = &["virtio_blk"];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         serial_number(spec.id.as_deref().unwrap_or(name), name)?;
@@ -165,6 +166,26 @@ impl Kind for This {
 
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         image::claim(spec, name, host)
+    }
+
+    fn serve(purpose: Purpose<'_>) -> Option<Spec> {
+        let Purpose::Disk { image, serial, keep } = purpose else { return None };
+        Some(Spec {
+            path: image.to_str()?.to_owned(),
+            readonly: false,
+            // What a name says, its giver has said; the content is not asked.
+            format: image.extension().is_some_and(|end| end == "qcow2").then_some(Format::Qcow2),
+            backing: false,
+            overlay: if keep { Overlay::Off } else { Overlay::Throwaway },
+            direct: false,
+            queues: 1,
+            iops: None,
+            iops_burst: None,
+            bandwidth: None,
+            bandwidth_burst: None,
+            id: Some(serial.to_owned()),
+            io: Engine::Auto,
+        })
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {

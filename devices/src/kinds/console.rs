@@ -68,6 +68,7 @@ impl Kind for This {
     const BARE: &'static str = "to";
     const EXAMPLE: &'static str = "pty";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [&'static str] = &["virtio_console"];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         let refuse = |cause: String, hint: String| {

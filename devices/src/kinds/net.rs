@@ -115,6 +115,7 @@ impl Kind for This {
     const BARE: &'static str = "mode";
     const EXAMPLE: &'static str = "user,allow=*.example.org:443,allow=192.0.2.0/24";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [&'static str] = &["virtio_net"];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         let mode = mode(spec, name)?;

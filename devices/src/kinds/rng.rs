@@ -45,6 +45,7 @@ impl Kind for This {
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");
+    const DRIVERS: &'static [&'static str] = &["virtio_rng"];
 
     fn check(spec: &Spec, name: &str) -> base::Result<()> {
         if spec.rate == Some(Amount(0)) {

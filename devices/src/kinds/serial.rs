@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use self::pump::Pump;
 use self::uart::Uart;
-use crate::catalog::{Body, Chip, Kind, Kit, Lazy, Presence, Space, Window};
+use crate::catalog::{Body, Chip, Kind, Kit, Lazy, Presence, Purpose, Space, Window};
 use crate::line_end::{self, Chosen, LineEnd};
 use crate::outlet::{Flow, Outlet};
 
@@ -71,6 +71,10 @@ impl Kind for This {
 
     fn terminal(spec: &LineEnd<To>) -> Option<&'static str> {
         (!matches!(spec.to, Some(To::None))).then_some("ttyS0")
+    }
+
+    fn serve(purpose: Purpose<'_>) -> Option<LineEnd<To>> {
+        matches!(purpose, Purpose::Console).then_some(LineEnd { to: Some(To::None), file: None })
     }
 
     fn build(spec: &LineEnd<To>, kit: &Kit<'_>) -> Result<Body> {

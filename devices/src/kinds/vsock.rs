@@ -2,16 +2,17 @@
 //!
 //! A program of the host connects to the device's socket, says `CONNECT port`, and after the answer `OK port` is
 //! joined to the program of the guest that listens there. A program of the guest that connects to the host's port N
-//! is joined to whoever listens on the Unix socket `PATH_N`.
+//! is joined to whoever listens on the Unix socket `PATH_N`, or to this process where that answers at N.
 
 mod connection;
 mod device;
+mod gate;
 mod packet;
 mod table;
 mod traffic;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base::host::socket::NAME_MAX;
 use base::host::{Door, Host};
@@ -20,7 +21,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::device::{Site, Vsock};
-use crate::catalog::{Body, Kind, Kit, Presence};
+use self::gate::{Gate, Public};
+use crate::catalog::{Body, Kind, Kit, Presence, Purpose};
 
 /// The first context ID that no one has yet (section 5.10.4).
 const FIRST_CID: u32 = 3;
@@ -32,8 +34,10 @@ const LONGEST_PORT: usize = "_4294967295".len();
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// The Unix socket on which programs of the host reach the guest; it is made, and removed at the end. A guest's
-    /// connection to the host's port N goes to the Unix socket of that name with `_N` at its end.
-    pub path: PathBuf,
+    /// connection to the host's port N goes to the Unix socket of that name with `_N` at its end. Without it there is
+    /// no way to programs of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
     /// The guest's context ID: 3 to 4294967294.
     #[serde(default = "first_cid")]
     pub cid: u32,
@@ -55,6 +59,11 @@ impl Kind for This {
     const BARE: &'static str = "path";
     const EXAMPLE: &'static str = "path=guest.sock";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [&'static str] = &["vmw_vsock_virtio_transport"];
+
+    fn serve(purpose: Purpose<'_>) -> Option<Spec> {
+        matches!(purpose, Purpose::Calls).then_some(Spec { path: None, cid: FIRST_CID })
+    }
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         if spec.cid < FIRST_CID || spec.cid == u32::MAX {
@@ -63,8 +72,8 @@ impl Kind for This {
                 .hint("leave cid out for 3"));
         }
         let room = NAME_MAX.saturating_sub(LONGEST_PORT);
-        if spec.path.as_os_str().len() > room {
-            return Err(Fail::new(Why::Usage, format!("use {} for {name}", spec.path.display()))
+        if let Some(path) = spec.path.as_ref().filter(|path| path.as_os_str().len() > room) {
+            return Err(Fail::new(Why::Usage, format!("use {} for {name}", path.display()))
                 .because(format!(
                     "the name of a socket has at most {room} bytes, so that `_PORT` fits behind it"
                 ))
@@ -74,18 +83,28 @@ impl Kind for This {
     }
 
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
-        host.door(name, Door::Socket(&spec.path))?;
+        if let Some(path) = &spec.path {
+            host.door(name, Door::Socket(path))?;
+        }
         Ok(Vec::new())
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+        let public = spec.path.as_deref().map(|path| open(path, kit)).transpose()?;
         let site = Site {
-            listener: kit.host.listen(kit.name, &spec.path)?,
-            dialer: kit.host.dialer(),
+            gate: Gate { public, answers: kit.host.answers() },
             clock: kit.clock.clone(),
             memory: kit.memory.clone(),
-            path: spec.path.clone(),
         };
         Ok(Body::Virtio(Box::new(Vsock::new(site, spec.cid))))
     }
+}
+
+/// Opens the device to programs of the host, at `path`.
+fn open(path: &Path, kit: &Kit<'_>) -> Result<Public> {
+    Ok(Public {
+        listener: kit.host.listen(kit.name, path)?,
+        dialer: kit.host.dialer(),
+        path: path.to_owned(),
+    })
 }

@@ -62,6 +62,32 @@ fn a_program_of_the_host_reaches_one_of_the_guest() {
 }
 
 #[test]
+fn a_guest_reaches_this_process_where_no_socket_has_a_file() {
+    use devices::catalog::{Purpose, find};
+    let host = FakeHost::default();
+    let (mut here, there) = UnixStream::pair().unwrap();
+    there.set_nonblocking(true).unwrap();
+    host.answer(1024, there.into());
+    let spec = find("vsock").unwrap().serve(Purpose::Calls).unwrap().unwrap();
+    assert_eq!(spec, serde_json::json!({ "cid": 3 }), "it listens nowhere");
+    let rig = Rig::of("vsock", "cid=3", &host);
+    let mut guest = Guest::start(host, rig);
+    guest.say(REQUEST, 7, 1024);
+    guest.expect(RESPONSE);
+    guest.say_bytes(7, 1024, b"hello");
+    assert_eq!(exactly(&mut here, 5), b"hello");
+    here.write_all(b"world").unwrap();
+    assert_eq!(guest.expect(DATA).bytes, b"world");
+    // One call is answered, and nobody is at other ports.
+    for (port, peer) in [(8, 1024), (9, 1025)] {
+        guest.say(REQUEST, port, peer);
+        assert_eq!(guest.expect(RESET).dst_port, port);
+    }
+    drop(here);
+    guest.expect(SHUTDOWN);
+}
+
+#[test]
 fn a_guest_that_refuses_ends_the_stream_without_an_answer() {
     let mut guest = Guest::new();
     let mut stream = guest.dial();

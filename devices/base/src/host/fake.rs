@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
 use super::{
-    Access, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, open_directory, socket,
+    Access, Answers, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, open_directory, socket,
 };
 use crate::fail::{Doing, Fail, Result, Why};
 
@@ -32,6 +32,8 @@ pub struct FakeHost {
     directories: Mutex<HashMap<PathBuf, PathBuf>>,
     /// Sockets listened on: the paths, and the names they have instead.
     sockets: Arc<Mutex<HashMap<PathBuf, String>>>,
+    /// Sockets for whoever calls a port of this process, each handed out once.
+    answering: Arc<Mutex<HashMap<u32, OwnedFd>>>,
     keepsakes: Option<Keepsakes>,
     /// Standard input is a terminal of this size.
     terminal: Option<Arc<Mutex<(u16, u16)>>>,
@@ -117,6 +119,11 @@ impl FakeHost {
         dial(&self.sockets, path)
     }
 
+    /// Has the guest's call to `port` answered by `socket`, once.
+    pub fn answer(&self, port: u32, socket: OwnedFd) {
+        self.answering.lock().unwrap_or_else(PoisonError::into_inner).insert(port, socket);
+    }
+
     /// The other end of the tap's queue that was handed out first of those not taken yet.
     pub fn far_end(&self) -> Option<OwnedFd> {
         let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -200,6 +207,11 @@ impl Host for FakeHost {
     fn dialer(&self) -> Dialer {
         let sockets = self.sockets.clone();
         Arc::new(move |path| dial(&sockets, path))
+    }
+
+    fn answers(&self) -> Answers {
+        let answering = self.answering.clone();
+        Arc::new(move |port| answering.lock().unwrap_or_else(PoisonError::into_inner).remove(&port))
     }
 
     fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {

@@ -2,22 +2,21 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::clock::Clock;
 use base::host::socket::is_hung_up;
-use base::host::{Dialer, Listener};
 use base::lane::Interest;
 use base::memory::Memory;
 use base::meter::Counter;
-use base::{Doing, Fault, Result, Why};
+use base::{Fault, Result};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
+use rustix::net::{RecvFlags, recv};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 
 use super::connection::{Connection, Pair, Phase};
+use super::gate::Gate;
 use super::packet::{HOST_CID, Header, Op, STREAM};
 use super::table::{FIRST_TOKEN, Table};
 use crate::virtio::{Chain, Device, Io, Meters};
@@ -63,14 +62,10 @@ fn limit(phase: Phase) -> Option<Duration> {
 
 /// What the device has of the world.
 pub struct Site {
-    /// Where programs of the host connect.
-    pub listener: Listener,
-    /// The way to those that listen.
-    pub dialer: Dialer,
+    /// Where the host's end is reached.
+    pub gate: Gate,
     pub clock: Arc<dyn Clock>,
     pub memory: Memory,
-    /// The path of the listener; programs that listen have it with `_PORT` behind it.
-    pub path: PathBuf,
 }
 
 /// Counters.
@@ -206,13 +201,13 @@ impl Vsock {
     /// Waits for programs of the host, if there is room for them.
     pub(super) fn listen(&mut self, io: &mut Io<'_>) {
         if !self.listening && !self.calming && !self.table.is_full() {
-            self.listening = io.watch(&self.site.listener.socket, LISTENER, Interest::Readable).is_ok();
+            self.listening = self.site.gate.watch(LISTENER, io).unwrap_or(false);
         }
     }
 
     /// Leaves them where they wait by themselves.
     fn unlisten(&mut self, io: &mut Io<'_>) {
-        io.unwatch(&self.site.listener.socket);
+        self.site.gate.unwatch(io);
         self.listening = false;
     }
 
@@ -221,7 +216,7 @@ impl Vsock {
             if self.table.is_full() {
                 return self.unlisten(io);
             }
-            match accept_with(&self.site.listener.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            match self.site.gate.accept() {
                 Ok(socket) => {
                     let token = self.table.add(Connection::new(Phase::Greeting, self.now()));
                     let Some(token) = token else { return };
@@ -304,7 +299,7 @@ impl Vsock {
 
     /// The guest asks for a connection to the host's port.
     pub(super) fn dial(&mut self, pair: Pair, header: &Header, io: &mut Io<'_>) {
-        let reached = (self.site.dialer)(&self.place(pair.host));
+        let reached = self.site.gate.reach(pair.host);
         let busy = reached.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         let phase = if busy { Phase::Dialing } else { Phase::Open };
         if reached.is_err() && !busy {
@@ -325,12 +320,6 @@ impl Vsock {
                 io.arm(REDIAL, REDIAL_PAUSE);
             }
         }
-    }
-
-    fn place(&self, port: u32) -> PathBuf {
-        let mut path = self.site.path.clone().into_os_string();
-        path.push(format!("_{port}"));
-        path.into()
     }
 
     /// The connection of the guest's has reached a program of the host.
@@ -354,7 +343,7 @@ impl Vsock {
                 continue;
             }
             let port = connection.pair.host;
-            match (self.site.dialer)(&self.place(port)) {
+            match self.site.gate.reach(port) {
                 Ok(socket) => self.accept_guest(token, socket, io),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.dialing.push(token),
                 Err(_) => self.reset(token),
@@ -408,9 +397,7 @@ impl Device for Vsock {
     }
 
     fn start(&mut self, _: u64, io: &mut Io<'_>) -> Result<()> {
-        let watched = io.watch(&self.site.listener.socket, LISTENER, Interest::Readable);
-        watched.doing(Why::Host, || format!("wait for connections on {}", self.site.path.display()))?;
-        self.listening = true;
+        self.listening = self.site.gate.watch(LISTENER, io)?;
         Ok(())
     }
 
