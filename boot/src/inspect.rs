@@ -148,6 +148,31 @@ pub fn inspect(kernel: &Kernel) -> Result<Report> {
     })
 }
 
+/// The release that a kernel is, as `uname -r` says it: `6.1.0-56-amd64`. `None` if it does not say.
+///
+/// # Errors
+/// It cannot be read.
+pub fn release(kernel: &Kernel) -> Result<Option<String>> {
+    let banner = match kernel.header_version() {
+        Some(version) => Some(version.to_owned()),
+        None => kernel.with_elf(scan::version)?.flatten(),
+    };
+    // It names a directory further on.
+    let first = |banner: String| banner.split_ascii_whitespace().next().map(str::to_owned);
+    Ok(banner.and_then(first).filter(|release| !release.contains('/') && !release.starts_with('.')))
+}
+
+/// How the configuration in a file beside a kernel has an option, named without `CONFIG_`; `None` without such a file.
+pub fn option(kernel: &Kernel, name: &str) -> Option<State> {
+    let (_, text) = beside(kernel)?;
+    let line = format!("CONFIG_{name}=");
+    Some(match text.lines().find_map(|found| found.strip_prefix(line.as_str())) {
+        Some("y") => State::Builtin,
+        Some("m") => State::Module,
+        _ => State::Missing,
+    })
+}
+
 /// Whether the configuration beside a kernel says that of the two transports of virtio it has pci only. Without such a
 /// file: no. An embedded configuration is not searched for: that takes longer than a start.
 pub fn needs_pci(kernel: &Kernel) -> bool {

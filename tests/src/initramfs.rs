@@ -166,6 +166,21 @@ pub fn write_mark(path: &Path) -> Result<(), String> {
     fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
 }
 
+/// Writes a root to `path` in which there is nothing but busybox, under the names `programs`.
+///
+/// # Errors
+/// busybox is missing, or the host refuses.
+pub fn write_root(path: &Path, programs: &str) -> Result<(), String> {
+    let mut archive = Archive::default();
+    archive.add("bin", 0o040_755, (0, 0), b"");
+    archive.add("bin/busybox", 0o100_755, (0, 0), &busybox()?);
+    for name in programs.split_ascii_whitespace() {
+        archive.add(&format!("bin/{name}"), 0o120_777, (0, 0), b"busybox");
+    }
+    archive.add("TRAILER!!!", 0, (0, 0), b"");
+    fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
+}
+
 fn busybox() -> Result<Vec<u8>, String> {
     fs::read("/bin/busybox").map_err(|cause| format!("read /bin/busybox (package busybox-static): {cause}"))
 }

@@ -11,10 +11,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base::fail::{barred, remedy_to_read, why_of};
-use base::host::{Access, Host, Keepsakes, Screen, Stream, Tap, kernel_entropy};
+use base::host::{Access, Answers, Host, Keepsakes, Screen, Stream, Tap, kernel_entropy};
 use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
 use rustix::fs::{Access as Rights, Mode, OFlags, fcntl_setfl};
@@ -34,6 +34,8 @@ pub struct LinuxHost {
     peers: Mutex<Vec<OwnedFd>>,
     /// Ways out by role, where a machine lives more than once: each life goes on where the one before stopped.
     kept: Option<Mutex<HashMap<String, OwnedFd>>>,
+    /// Sockets for whoever calls a port of this process, each handed out once.
+    answering: Arc<Mutex<HashMap<u32, OwnedFd>>>,
     /// What else devices keep from one life to the next.
     keepsakes: Option<Keepsakes>,
 }
@@ -78,8 +80,8 @@ impl Host for LinuxHost {
         let doing = || format!("give standard input and output to {role}");
         if self.stdio_taken.swap(true, Ordering::SeqCst) {
             return Err(Fail::new(Why::Usage, doing())
-                .because("another device has them")
-                .hint("only one of the devices can be on stdio"));
+                .because("something else has them")
+                .hint("only one device can be on stdio, and none beside a command"));
         }
         let output = self.keep(role, || {
             share::output().map_err(|cause| {
@@ -122,6 +124,11 @@ impl Host for LinuxHost {
         network::expect_descriptors(count);
     }
 
+    fn answers(&self) -> Answers {
+        let answering = self.answering.clone();
+        Arc::new(move |port| lock(&answering).remove(&port))
+    }
+
     fn random(&self, data: &mut [u8]) -> io::Result<()> {
         kernel_entropy(data)
     }
@@ -140,6 +147,16 @@ impl LinuxHost {
     /// Whether a device has the standard streams of the process.
     pub fn has_lent_stdio(&self) -> bool {
         self.stdio_taken.load(Ordering::SeqCst)
+    }
+
+    /// Has the guest's call to `port` answered by `socket`, once.
+    pub fn answer(&self, port: u32, socket: OwnedFd) {
+        lock(&self.answering).insert(port, socket);
+    }
+
+    /// Keeps the standard streams from devices: they are the command's.
+    pub fn take_stdio(&self) {
+        self.stdio_taken.store(true, Ordering::SeqCst);
     }
 
     /// Makes ready for the next life: everything may be asked for again, and output goes on where it stopped.
@@ -426,7 +443,7 @@ mod tests {
         host.stdio_taken.store(true, Ordering::SeqCst);
         let fail = host.stdio("console").unwrap_err();
         assert_eq!(fail.why, Why::Usage);
-        assert!(fail.to_string().contains("another device has them"), "{fail}");
+        assert!(fail.to_string().contains("something else has them"), "{fail}");
     }
 
     #[test]

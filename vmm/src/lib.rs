@@ -9,6 +9,8 @@ pub mod hv;
 pub mod lab;
 pub mod log;
 pub mod machine;
+pub mod modules;
 pub mod outcome;
 pub mod plan;
+pub mod session;
 pub mod terminal;

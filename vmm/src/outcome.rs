@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use agent::wire::Outcome;
 use base::{Fail, Why};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::hv::Kind;
 use crate::plan::{Accel, Period, Plan};
+use crate::session::Ended;
 
 /// Exit codes of `mayfly run`, besides the guest's own (debug-exit) and 128 + N for signal N.
 pub mod code {
@@ -167,6 +169,8 @@ pub struct Report {
     pub exits: BTreeMap<&'static str, u64>,
     /// RAM.
     pub memory: Ram,
+    /// How the command ended, if the plan had one.
+    pub command: Option<Ended>,
     /// The console's last line is open: what is printed next to it needs a fresh line.
     pub mid_line: bool,
 }
@@ -204,6 +208,7 @@ impl Serialize for Times {
 struct Line<'a> {
     end: &'a str,
     exit_code: u8,
+    command: Option<CommandLine>,
     error: Option<String>,
     hint: Option<&'a str>,
     accel: Option<Accel>,
@@ -211,6 +216,25 @@ struct Line<'a> {
     times_ms: Option<Times>,
     exits: Option<&'a BTreeMap<&'static str, u64>>,
     memory_bytes: Option<Ram>,
+}
+
+/// How the command ended, in the result object.
+#[derive(Serialize)]
+struct CommandLine {
+    end: &'static str,
+    exit_code: Option<u8>,
+    signal: Option<u8>,
+}
+
+impl CommandLine {
+    fn of(ended: &Ended) -> CommandLine {
+        let (exit_code, signal) = match ended.outcome {
+            Some(Outcome::Code(code)) => (Some(code), None),
+            Some(Outcome::Signal(signal)) => (None, Some(signal)),
+            _ => (None, None),
+        };
+        CommandLine { end: ended.name(), exit_code, signal }
+    }
 }
 
 impl Report {
@@ -224,6 +248,7 @@ impl Report {
             exits: Kind::NAMES.iter().map(|(_, name)| (*name, 0)).collect(),
             memory: Ram { size: plan.memory.bytes(), touched: 0 },
             mid_line: false,
+            command: plan.command.clone().map(|command| Ended { command, ..Ended::default() }),
         }
     }
 
@@ -233,12 +258,28 @@ impl Report {
         Report { end, times: Times { end: started.elapsed(), ..self.times }, ..self }
     }
 
+    /// The command, where its end decides: the machine ended as it was told to.
+    fn decisive(&self) -> Option<&Ended> {
+        self.command.as_ref().filter(|_| matches!(self.end, End::PoweredOff | End::Reset))
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        self.decisive().map_or_else(|| self.end.exit_code(), Ended::exit_code)
+    }
+
+    /// What the operator has to be told about it.
+    pub fn complaint(&self) -> Option<Fail> {
+        self.decisive().map_or_else(|| self.end.complaint(), Ended::complaint)
+    }
+
     /// The result object, on one line, without its newline.
     pub fn json(&self) -> String {
-        let complaint = self.end.complaint();
+        let complaint = self.complaint();
         line(&Line {
             end: self.end.name(),
-            exit_code: self.end.exit_code(),
+            exit_code: self.exit_code(),
+            command: self.command.as_ref().map(CommandLine::of),
             error: complaint.as_ref().map(Fail::summary),
             hint: complaint.as_ref().and_then(Fail::remedy),
             accel: Some(self.accel),
@@ -255,6 +296,7 @@ pub fn json_before_start(fail: &Fail) -> String {
     line(&Line {
         end: "not-started",
         exit_code: code_before_start(fail),
+        command: None,
         error: Some(fail.summary()),
         hint: fail.remedy(),
         accel: None,
@@ -415,10 +457,11 @@ mod tests {
             exits: BTreeMap::from([("io", 3)]),
             memory: Ram { size: 1 << 20, touched: 4096 },
             mid_line: false,
+            command: None,
         };
         assert_eq!(
             report.json(),
-            r#"{"end":"debug-exit","exit_code":3,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096}}"#
+            r#"{"end":"debug-exit","exit_code":3,"command":null,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096}}"#
         );
         let early = json_before_start(&Fail::new(Why::Missing, "open k").hint("look"));
         let keys = |text: &str| {

@@ -5,6 +5,7 @@
 
 mod choices;
 mod cmdline;
+mod command;
 mod devices;
 mod identity;
 mod metrics;
@@ -18,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
+pub use self::command::{Command, PORT, Root};
 pub use self::devices::Device;
 pub use self::identity::{GenerationId, Smbios, Uuid};
 pub use self::metrics::Metrics;
@@ -68,6 +70,8 @@ pub struct Plan {
     pub accel: Accel,
     /// How long the guest may run; without it, as long as it likes.
     pub timeout: Option<Period>,
+    /// A program to run in the guest, by mayfly's own agent; without one, the guest does what its initial RAM disk says.
+    pub command: Option<Command>,
     /// Where counters of the machine and its devices are written while it runs.
     pub metrics: Option<Metrics>,
     /// Devices. Those that every machine has are added where they are missing.
@@ -91,6 +95,7 @@ impl Default for Plan {
             on_reset: OnReset::default(),
             accel: Accel::default(),
             timeout: None,
+            command: None,
             metrics: None,
             devices: Vec::new(),
         }
@@ -169,6 +174,7 @@ impl Plan {
     /// [`Why::Usage`]: a value makes no sense; the message names it.
     pub fn complete(mut self) -> Result<Plan> {
         self.check()?;
+        self.equip()?;
         self.devices = devices::complete(std::mem::take(&mut self.devices))?;
         Ok(self)
     }
@@ -208,6 +214,15 @@ impl Plan {
         if self.timeout.is_some_and(|timeout| timeout.duration().is_zero()) {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
+        }
+        if let Some(command) = &self.command {
+            command.check()?;
+            if self.on_reset == OnReset::Restart {
+                return usage(
+                    "restart the machine after a reset".to_owned(),
+                    "a command runs once".to_owned(),
+                );
+            }
         }
         boot::smbios::tables(&self.smbios.identity())?;
         self.metrics.iter().try_for_each(Metrics::check)?;

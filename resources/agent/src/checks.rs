@@ -10,7 +10,7 @@ use rustix::fs::{Advice, fadvise};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
-use crate::init::mount_at;
+use crate::mounts::mount_at;
 
 /// Says in a few lines where this is.
 pub fn hello() {

@@ -15,7 +15,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::retry_on_intr;
 
 use crate::flow::{Inflow, Outflow};
-use crate::wire::{Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Outcome, Size, Stream, VERSION};
+use crate::wire::{
+    Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Message, Outcome, Size, Stream, VERSION,
+};
 
 /// The host's end of a wire. Dropping it cuts the wire.
 pub struct Client {
@@ -30,7 +32,12 @@ struct Link {
     /// Held while a frame is written, so that frames do not mix.
     writing: Mutex<()>,
     programs: Mutex<Programs>,
+    /// Told what the guest's kernel says.
+    heard: Heard,
 }
+
+/// Told what the guest's kernel says.
+pub type Heard = Box<dyn Fn(Message) + Send + Sync>;
 
 #[derive(Default)]
 struct Programs {
@@ -114,6 +121,14 @@ impl Client {
     /// # Errors
     /// The guest is gone, speaks something else, or says nothing for so long (`TimedOut`).
     pub fn connect(wire: OwnedFd, patience: Duration) -> io::Result<Client> {
+        Client::listening(wire, patience, Box::new(|_| ()))
+    }
+
+    /// As [`Client::connect`]; `heard` is told what the guest's kernel says.
+    ///
+    /// # Errors
+    /// As there; or the guest cannot be set up, and says why.
+    pub fn listening(wire: OwnedFd, patience: Duration, heard: Heard) -> io::Result<Client> {
         let patience = Timespec::try_from(patience).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut decoder = Decoder::new(FROM_GUEST);
         let mut bytes = [0; 256];
@@ -135,9 +150,12 @@ impl Client {
         match greeting {
             Frame::Hello { version: VERSION } => {}
             Frame::Hello { .. } => return Err(Malformed("the guest speaks another version").into()),
+            Frame::Trouble { text } => {
+                return Err(io::Error::other(String::from_utf8_lossy(&text).into_owned()));
+            }
             _ => return Err(Malformed("the guest does not greet").into()),
         }
-        let link = Arc::new(Link { wire, writing: Mutex::default(), programs: Mutex::default() });
+        let link = Arc::new(Link { wire, writing: Mutex::default(), programs: Mutex::default(), heard });
         link.send(&Frame::Hello { version: VERSION })?;
         let reader = thread::Builder::new().name("wire".into()).spawn({
             let link = link.clone();
@@ -185,6 +203,15 @@ impl Client {
             process.carriers.push(carrier);
         }
         Ok(process)
+    }
+
+    /// Tells the guest what time it is.
+    ///
+    /// # Errors
+    /// The wire is dead.
+    pub fn set_clock(&self, since_1970: Duration) -> io::Result<()> {
+        self.link
+            .send(&Frame::Clock { seconds: since_1970.as_secs(), nanoseconds: since_1970.subsec_nanos() })
     }
 
     /// Asks the guest to write everything to disk and power off. Does not wait for it.
@@ -260,6 +287,10 @@ impl Link {
             Frame::Exit { id, outcome } => {
                 let program = lock(&self.programs).running.remove(&id);
                 program.ok_or(Malformed("there is no such program"))?.finish(Ok(outcome));
+                Ok(())
+            }
+            Frame::Message(message) => {
+                (self.heard)(message);
                 Ok(())
             }
             _ => Err(Malformed("a frame came from the wrong end")),

@@ -4,17 +4,16 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent::server::{Options, Server};
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::mount::mount_move;
-use rustix::net::{AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink};
 
-use crate::init::mount_at;
+use crate::mounts::mount_at;
+use crate::root;
 
 /// Name of the virtio console port that is the wire.
 const PORT: &str = "mayfly.wire";
@@ -24,24 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Enters the real host's file system and serves the wire until it ends.
 pub fn run() -> io::Result<()> {
     let port = find_port()?;
-    mount_at("9p", "root", "/root", "trans=virtio,version=9p2000.L,msize=512000,cache=loose")?;
-    enter("/root")?;
-    for (kind, place, options) in [
-        ("devpts", "/dev/pts", "mode=620,ptmxmode=666"),
-        ("tmpfs", "/dev/shm", ""),
-        ("tmpfs", "/run", "mode=755"),
-        ("debugfs", "/sys/kernel/debug", ""),
-        ("cgroup2", "/sys/fs/cgroup", ""),
-    ] {
-        // A host whose kernel or root has no such place works without.
-        if let Err(error) = mount_at(kind, kind, place, options) {
-            eprintln!("{error}");
-        }
-    }
-    raise_loopback()?;
+    mount_at("9p", "root", Path::new("/root"), "trans=virtio,version=9p2000.L,msize=512000,cache=loose")?;
+    root::enter("/root")?;
+    root::furnish();
+    root::raise_loopback()?;
     let _idle = idle_vm().map_err(|error| eprintln!("keep a VM open: {error}"));
     let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
-    Server::new(port, Options { trampoline, init: true, sync: true, fresh: true })?.serve()?;
+    Server::new(port, Options { trampoline, init: true, sync: true, fresh: true, messages: false })?
+        .serve()?;
     Ok(())
 }
 
@@ -108,35 +97,4 @@ fn port_path() -> io::Result<Option<PathBuf>> {
         }
     }
     Ok(None)
-}
-
-/// Makes `root` the root directory, with this kernel's own file systems in it.
-fn enter(root: &str) -> io::Result<()> {
-    for place in ["proc", "sys", "dev"] {
-        mount_move(format!("/{place}"), format!("{root}/{place}"))?;
-    }
-    std::env::set_current_dir(root)?;
-    // Over the initramfs rather than beneath it: then this root can be pivoted, as namespaces want to.
-    mount_move(".", "/")?;
-    rustix::process::chroot(".")?;
-    std::env::set_current_dir("/")
-}
-
-/// Switches the loopback interface on: one RTM_NEWLINK message (rtnetlink(7)) for interface 1, which is always it.
-fn raise_loopback() -> io::Result<()> {
-    const RTM_NEWLINK: u16 = 16;
-    const NLM_F_REQUEST: u16 = 1;
-    const IFF_UP: u32 = 1;
-    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-    let mut message = Vec::new();
-    message.extend(32u32.to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(NLM_F_REQUEST.to_ne_bytes());
-    // Sequence number and port of a `nlmsghdr`; family, padding and type of an `ifinfomsg`: none.
-    message.extend([0; 12]);
-    message.extend(1u32.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    rustix::net::sendto(socket, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    Ok(())
 }

@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::{checks, host};
+use crate::mounts::mount_at;
+use crate::{checks, host, session};
 
 /// The words of the kernel command line that begin with `mayfly.`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,6 +57,12 @@ pub fn run() -> io::Result<()> {
         host::run()?;
         return end("poweroff", "");
     }
+    if let Some(orders) = session::orders()? {
+        // Loaded, and in nobody's way in a root that is this RAM disk.
+        let _ = fs::remove_dir_all("/modules");
+        session::run(&orders)?;
+        return end("poweroff", "");
+    }
     checks::hello();
     for (check, argument) in &orders.checks {
         checks::run(check, argument);
@@ -65,16 +71,6 @@ pub fn run() -> io::Result<()> {
         Some((how, argument)) => end(how, argument),
         None => end("poweroff", ""),
     }
-}
-
-/// Mounts a file system, and creates the directory for it if need be.
-pub fn mount_at(kind: &str, source: &str, place: &str, options: &str) -> io::Result<()> {
-    let doing = |error: io::Error| io::Error::new(error.kind(), format!("mount {kind} at {place}: {error}"));
-    fs::create_dir_all(place).map_err(doing)?;
-    let options = std::ffi::CString::new(options)?;
-    mount(source, place, kind, MountFlags::empty(), options.as_c_str())
-        .map_err(io::Error::from)
-        .map_err(doing)
 }
 
 /// File names of the modules to be loaded, in order: those that `/modules/order` lists, one a line.

@@ -1,12 +1,16 @@
 //! The guest agent: process 1 of an initial RAM disk, told by the kernel command line what to be.
 //!
-//! By default it says hello and powers off. `mayfly.mode=host` makes it the emulated host, which serves the wire;
+//! By default it says hello and powers off. With orders in its RAM disk it is a guest for commands;
+//! `mayfly.mode=host` makes it the emulated host. Both serve the wire;
 //! `mayfly.do=` and `mayfly.then=` are for tests (see `init`).
 #![forbid(unsafe_code)]
 
 mod checks;
 mod host;
 mod init;
+mod mounts;
+mod root;
+mod session;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use crate::user::{self, User};
 use crate::wire::{Exec, Outcome, Size};
 
 /// A program that runs, and this side's ends of its streams, none of which ever blocks.
@@ -33,10 +34,14 @@ pub(crate) fn start(exec: &Exec, trampoline: &[OsString]) -> Result<Started, Out
         Ok(_) => return Err(Outcome::NoDirectory(rustix::io::Errno::NOTDIR.raw_os_error())),
         Err(error) => return Err(Outcome::NoDirectory(errno(&error))),
     }
-    spawn(exec, directory, trampoline).map_err(|error| Outcome::NoProgram(errno(&error)))
+    let user = match exec.user.as_slice() {
+        [] => None,
+        text => Some(std::str::from_utf8(text).ok().and_then(user::find).ok_or(Outcome::NoUser)?),
+    };
+    spawn(exec, directory, user, trampoline).map_err(|error| Outcome::NoProgram(errno(&error)))
 }
 
-fn spawn(exec: &Exec, directory: &OsStr, trampoline: &[OsString]) -> io::Result<Started> {
+fn spawn(exec: &Exec, directory: &OsStr, user: Option<User>, trampoline: &[OsString]) -> io::Result<Started> {
     let mut words = exec.argv.iter().map(|word| OsStr::from_bytes(word));
     let mut command = match trampoline.split_first().filter(|_| exec.terminal.is_some()) {
         Some((program, first)) => {
@@ -53,8 +58,11 @@ fn spawn(exec: &Exec, directory: &OsStr, trampoline: &[OsString]) -> io::Result<
     };
     command.args(words).env_clear().current_dir(directory);
     command.envs(exec.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
-    if let Some((user, group)) = exec.user {
-        command.uid(user).gid(group);
+    if let Some(user) = user {
+        command.uid(user.id).gid(user.group);
+        if let Some(home) = user.home.filter(|_| !exec.env.iter().any(|(name, _)| name == b"HOME")) {
+            command.env("HOME", home);
+        }
     }
     match exec.terminal {
         Some(size) => spawn_on_terminal(command, size),

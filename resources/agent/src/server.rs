@@ -12,7 +12,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait, waitpid};
 
+use crate::backlog::Backlog;
+use crate::clock;
 use crate::flow::{Inflow, Outflow};
+use crate::kernel_log::KernelLog;
 use crate::process::{self, Started};
 use crate::wire::{Decoder, FROM_HOST, Frame, MAX_DATA, Malformed, Outcome, Stream, VERSION};
 
@@ -30,6 +33,8 @@ pub struct Options {
     pub sync: bool,
     /// Forget what was cached of files before a program starts, so that it sees what the host has changed.
     pub fresh: bool,
+    /// Pass on what the kernel says.
+    pub messages: bool,
 }
 
 /// Why a server ended in good order.
@@ -70,6 +75,7 @@ enum Source {
     Stdin(u32),
     Output(u32),
     Ended,
+    Messages,
 }
 
 /// The guest's end of a wire.
@@ -80,6 +86,7 @@ pub struct Server {
     /// Encoded frames that the wire has not taken yet.
     out: Backlog,
     programs: BTreeMap<u32, Program>,
+    messages: Option<KernelLog>,
     greeted: bool,
 }
 
@@ -87,15 +94,16 @@ impl Server {
     /// A server on a stream, which it makes non-blocking.
     ///
     /// # Errors
-    /// The stream cannot be made non-blocking.
+    /// The stream cannot be made non-blocking, or the kernel's log cannot be read.
     pub fn new(wire: OwnedFd, options: Options) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&wire, true)?;
         let mut server = Server {
             wire,
-            options,
             decoder: Decoder::new(FROM_HOST),
             out: Backlog::default(),
             programs: BTreeMap::new(),
+            messages: options.messages.then(KernelLog::open).transpose()?,
+            options,
             greeted: false,
         };
         server.send(&Frame::Hello { version: VERSION });
@@ -108,6 +116,11 @@ impl Server {
     /// The host broke the protocol, or the stream failed.
     pub fn serve(mut self) -> io::Result<End> {
         let end = self.turn_until_end();
+        if matches!(end, Ok(End::Shutdown)) {
+            self.pass_messages();
+            // The host is about to stop listening: what it does not take at once it does not need.
+            let _ = self.flush();
+        }
         // The number of one that has been reaped may be somebody else's by now.
         for program in self.programs.values().filter(|program| program.outcome.is_none()) {
             signal_group(program.pid, Signal::KILL);
@@ -128,6 +141,7 @@ impl Server {
                     Source::Stdin(id) => self.feed_stdin(id),
                     Source::Output(id) => self.read_outputs(id),
                     Source::Ended => self.reap(),
+                    Source::Messages => self.pass_messages(),
                 }
             }
             self.finish();
@@ -143,6 +157,10 @@ impl Server {
         wire.set(PollFlags::OUT, !self.out.is_empty());
         let mut sources = vec![Source::Wire];
         let mut fds = vec![PollFd::new(&self.wire, wire)];
+        if let Some(messages) = self.messages.as_ref().filter(|_| calm) {
+            sources.push(Source::Messages);
+            fds.push(PollFd::new(messages, PollFlags::IN));
+        }
         for (id, program) in &self.programs {
             if let Some(fd) = program.stdin.as_ref().filter(|_| !program.waiting.is_empty()) {
                 sources.push(Source::Stdin(*id));
@@ -161,6 +179,15 @@ impl Server {
         }
         rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
         Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(s, _)| s).collect())
+    }
+
+    /// Passes on what the kernel has said, as far as there is room.
+    fn pass_messages(&mut self) {
+        while self.out.len() < HIGH
+            && let Some(message) = self.messages.as_mut().and_then(KernelLog::take)
+        {
+            self.send(&Frame::Message(message));
+        }
     }
 
     fn send(&mut self, frame: &Frame) {
@@ -258,7 +285,13 @@ impl Server {
                 }
             }
             Frame::Shutdown => return Ok(Some(End::Shutdown)),
-            Frame::Hello { .. } | Frame::Data { .. } | Frame::End { .. } | Frame::Exit { .. } => {
+            Frame::Clock { seconds, nanoseconds } => clock::set(seconds, nanoseconds),
+            Frame::Hello { .. }
+            | Frame::Message(_)
+            | Frame::Trouble { .. }
+            | Frame::Data { .. }
+            | Frame::End { .. }
+            | Frame::Exit { .. } => {
                 return Err(Malformed("a frame came from the wrong end"));
             }
         }
@@ -362,6 +395,8 @@ impl Server {
                 if self.options.sync {
                     rustix::fs::sync();
                 }
+                // What the kernel had to say of it comes before.
+                self.pass_messages();
                 self.send(&Frame::Exit { id, outcome });
             }
         }
@@ -421,38 +456,5 @@ fn outcome(status: WaitStatus) -> Outcome {
     match (status.exit_status(), status.terminating_signal()) {
         (_, Some(signal)) => Outcome::Signal(small(signal)),
         (code, None) => Outcome::Code(code.map_or(u8::MAX, small)),
-    }
-}
-
-/// Bytes that wait to be written.
-#[derive(Default)]
-struct Backlog {
-    bytes: Vec<u8>,
-    written: usize,
-}
-
-impl Backlog {
-    fn len(&self) -> usize {
-        self.bytes.len() - self.written
-    }
-
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn front(&self) -> &[u8] {
-        self.bytes.get(self.written..).unwrap_or_default()
-    }
-
-    fn back(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
-    }
-
-    fn shift(&mut self, n: usize) {
-        self.written += n;
-        if self.is_empty() || self.written > HIGH {
-            self.bytes.drain(..self.written);
-            self.written = 0;
-        }
     }
 }

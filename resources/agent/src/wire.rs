@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The version of the protocol that this code speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// The most data that one frame carries, in bytes.
 pub const MAX_DATA: usize = 64 << 10;
 /// The longest frame that a guest takes: an `exec` with the largest argument list that Linux allows.
@@ -42,8 +42,8 @@ pub struct Exec {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// The directory to start in.
     pub directory: Vec<u8>,
-    /// User and group, if not the server's own.
-    pub user: Option<(u32, u32)>,
+    /// `USER[:GROUP]`, each a name or a number; the server's own if it is empty.
+    pub user: Vec<u8>,
     /// Give it a terminal of this size, and make that its controlling one, instead of three pipes.
     pub terminal: Option<Size>,
 }
@@ -59,6 +59,8 @@ pub enum Outcome {
     NoProgram(i32),
     /// It never ran: entering its directory failed with this `errno`.
     NoDirectory(i32),
+    /// It never ran: the guest knows no such user or group.
+    NoUser,
 }
 
 impl Outcome {
@@ -68,7 +70,7 @@ impl Outcome {
             Outcome::Code(code) => code,
             Outcome::Signal(signal) => signal.saturating_add(128),
             Outcome::NoProgram(errno) if errno == rustix::io::Errno::NOENT.raw_os_error() => 127,
-            Outcome::NoProgram(_) | Outcome::NoDirectory(_) => 126,
+            Outcome::NoProgram(_) | Outcome::NoDirectory(_) | Outcome::NoUser => 126,
         }
     }
 }
@@ -87,6 +89,20 @@ pub enum Frame {
     Signal { id: u32, number: u8 },
     Exit { id: u32, outcome: Outcome },
     Shutdown,
+    Clock { seconds: u64, nanoseconds: u32 },
+    Message(Message),
+    Trouble { text: Vec<u8> },
+}
+
+/// What the guest's kernel has said, and it alone: what programs write to its log is none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// How grave it is: 0 (emergency) to 7 (debugging).
+    pub level: u8,
+    /// When, in microseconds from the kernel's start.
+    pub time: u64,
+    /// One line.
+    pub text: Vec<u8>,
 }
 
 /// The other end broke a rule of the protocol; the text says which.
@@ -167,11 +183,26 @@ impl Frame {
                     Outcome::Signal(signal) => (1, i32::from(signal)),
                     Outcome::NoProgram(errno) => (2, errno),
                     Outcome::NoDirectory(errno) => (3, errno),
+                    Outcome::NoUser => (4, 0),
                 };
                 out.push(kind);
                 out.extend_from_slice(&value.to_le_bytes());
             }
             Frame::Shutdown => out.push(10),
+            Frame::Clock { seconds, nanoseconds } => {
+                out.push(11);
+                out.extend_from_slice(&seconds.to_le_bytes());
+                out.extend_from_slice(&nanoseconds.to_le_bytes());
+            }
+            Frame::Message(message) => {
+                out.extend_from_slice(&[12, message.level]);
+                out.extend_from_slice(&message.time.to_le_bytes());
+                put_string(out, &message.text);
+            }
+            Frame::Trouble { text } => {
+                out.push(13);
+                put_string(out, text);
+            }
         }
     }
 
@@ -196,15 +227,8 @@ impl Frame {
 
     fn decode_body(body: &mut Body<'_>) -> Result<Frame, Malformed> {
         let kind = body.byte()?;
-        match kind {
-            1 => {
-                if body.array::<6>()? != *MAGIC {
-                    return Err(Malformed("the other end does not speak this protocol"));
-                }
-                return Ok(Frame::Hello { version: body.half()? });
-            }
-            10 => return Ok(Frame::Shutdown),
-            _ => {}
+        if let 1 | 10.. = kind {
+            return Frame::decode_general(kind, body);
         }
         let id = body.word()?;
         Ok(match kind {
@@ -229,10 +253,33 @@ impl Frame {
                     1 => Outcome::Signal(small?),
                     2 => Outcome::NoProgram(value),
                     3 => Outcome::NoDirectory(value),
+                    4 => Outcome::NoUser,
                     _ => return Err(Malformed("an outcome is of an unknown kind")),
                 };
                 Frame::Exit { id, outcome }
             }
+            _ => return Err(Malformed("a frame is of an unknown kind")),
+        })
+    }
+}
+
+impl Frame {
+    /// Reads the rest of a frame that concerns no program.
+    fn decode_general(kind: u8, body: &mut Body<'_>) -> Result<Frame, Malformed> {
+        Ok(match kind {
+            1 => {
+                if body.array::<6>()? != *MAGIC {
+                    return Err(Malformed("the other end does not speak this protocol"));
+                }
+                Frame::Hello { version: body.half()? }
+            }
+            10 => Frame::Shutdown,
+            11 => Frame::Clock { seconds: body.long()?, nanoseconds: body.word()? },
+            12 => {
+                let (level, time) = (body.byte()?, body.long()?);
+                Frame::Message(Message { level, time, text: body.string()?.to_vec() })
+            }
+            13 => Frame::Trouble { text: body.string()?.to_vec() },
             _ => return Err(Malformed("a frame is of an unknown kind")),
         })
     }
@@ -250,11 +297,7 @@ impl Exec {
             put_string(out, value);
         }
         put_string(out, &self.directory);
-        out.push(u8::from(self.user.is_some()));
-        if let Some((user, group)) = self.user {
-            out.extend_from_slice(&user.to_le_bytes());
-            out.extend_from_slice(&group.to_le_bytes());
-        }
+        put_string(out, &self.user);
         out.push(u8::from(self.terminal.is_some()));
         if let Some(size) = self.terminal {
             size.encode(out);
@@ -270,7 +313,7 @@ impl Exec {
             argv,
             env: body.list(|body| Ok((body.string()?.to_vec(), body.string()?.to_vec())))?,
             directory: body.string()?.to_vec(),
-            user: body.option(|body| Ok((body.word()?, body.word()?)))?,
+            user: body.string()?.to_vec(),
             terminal: body.option(Size::decode)?,
         })
     }
@@ -287,17 +330,17 @@ impl Size {
     }
 }
 
-fn put_number(out: &mut Vec<u8>, number: usize) {
+pub(crate) fn put_number(out: &mut Vec<u8>, number: usize) {
     out.extend_from_slice(&u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
 }
 
-fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
     put_number(out, bytes.len());
     out.extend_from_slice(bytes);
 }
 
 /// The part of a frame that is not read yet.
-struct Body<'a>(&'a [u8]);
+pub(crate) struct Body<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Body<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], Malformed> {
@@ -312,7 +355,7 @@ impl<'a> Body<'a> {
         Ok(array)
     }
 
-    fn byte(&mut self) -> Result<u8, Malformed> {
+    pub(crate) fn byte(&mut self) -> Result<u8, Malformed> {
         self.array().map(u8::from_le_bytes)
     }
 
@@ -320,11 +363,15 @@ impl<'a> Body<'a> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn word(&mut self) -> Result<u32, Malformed> {
+    pub(crate) fn word(&mut self) -> Result<u32, Malformed> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn string(&mut self) -> Result<&'a [u8], Malformed> {
+    fn long(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(crate) fn string(&mut self) -> Result<&'a [u8], Malformed> {
         let length = self.word()?;
         self.take(usize::try_from(length).unwrap_or(usize::MAX))
     }
@@ -395,102 +442,4 @@ impl Decoder {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One frame of each kind, with and without its options.
-    fn samples() -> Vec<Frame> {
-        let size = Size { rows: 24, columns: 80 };
-        let exec = Exec {
-            argv: vec![b"sh".to_vec(), vec![], b"\xff\0".to_vec()],
-            env: vec![(b"A".to_vec(), b"1".to_vec()), (b"B".to_vec(), vec![])],
-            directory: b"/".to_vec(),
-            user: Some((1000, 100)),
-            terminal: Some(size),
-        };
-        let plain = Exec { argv: vec![b"x".to_vec()], ..Exec::default() };
-        let mut all = vec![
-            Frame::Hello { version: 7 },
-            Frame::Exec { id: 1, exec },
-            Frame::Exec { id: u32::MAX, exec: plain },
-            Frame::Credit { id: 2, stream: Stream::Stdin, bytes: 4096 },
-            Frame::Resize { id: 3, size },
-            Frame::Signal { id: 3, number: 15 },
-            Frame::Shutdown,
-        ];
-        for stream in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
-            all.push(Frame::Data { id: 9, stream, bytes: vec![7; 1000] });
-            all.push(Frame::End { id: 9, stream });
-            all.push(Frame::Stop { id: 9, stream });
-        }
-        for outcome in [Outcome::Code(7), Outcome::Signal(9), Outcome::NoProgram(2), Outcome::NoDirectory(-1)]
-        {
-            all.push(Frame::Exit { id: 5, outcome });
-        }
-        all
-    }
-
-    #[test]
-    fn frames_survive_the_wire_however_they_are_cut() {
-        let mut bytes = Vec::new();
-        samples().iter().for_each(|frame| frame.encode(&mut bytes));
-        for step in [1, 3, 64, bytes.len()] {
-            let (mut decoder, mut seen) = (Decoder::new(FROM_GUEST), Vec::new());
-            for part in bytes.chunks(step) {
-                decoder.feed(part);
-                while let Some(frame) = decoder.next_frame().unwrap() {
-                    seen.push(frame);
-                }
-            }
-            assert_eq!(seen, samples(), "in steps of {step}");
-        }
-    }
-
-    #[test]
-    fn any_damage_is_refused_or_read_but_never_panics() {
-        let mut seed = 1u64;
-        let mut random = move || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            usize::try_from(seed >> 33).unwrap()
-        };
-        for frame in samples() {
-            let mut bytes = Vec::new();
-            frame.encode(&mut bytes);
-            for cut in 0..bytes.len() {
-                assert_eq!(Frame::decode(&bytes[..cut], FROM_HOST), Ok(None), "{frame:?} cut at {cut}");
-                // The same, with a length that claims to be complete.
-                let mut short = bytes[..cut].to_vec();
-                if let Some(length) = cut.checked_sub(4) {
-                    short[..4].copy_from_slice(&u32::try_from(length).unwrap().to_le_bytes());
-                    assert!(Frame::decode(&short, FROM_HOST).is_err(), "{frame:?} shortened to {cut}");
-                }
-            }
-            for _ in 0..2000 {
-                let mut bad = bytes.clone();
-                for _ in 0..=random() % 3 {
-                    let at = random() % bad.len();
-                    bad[at] = u8::try_from(random() % 256).unwrap();
-                }
-                let _ = Frame::decode(&bad, FROM_HOST);
-            }
-        }
-    }
-
-    #[test]
-    fn lengths_are_limited() {
-        let mut bytes = Vec::new();
-        Frame::Data { id: 0, stream: Stream::Stdin, bytes: vec![0; MAX_DATA + 1] }.encode(&mut bytes);
-        assert_eq!(Frame::decode(&bytes, FROM_HOST), Err(Malformed("a data frame is too long")));
-        assert_eq!(Frame::decode(&u32::MAX.to_le_bytes(), FROM_HOST), Err(Malformed("a frame is too long")));
-        // A list that claims four thousand million items.
-        let list = [[6, 0, 0, 0, 2].as_slice(), &[0; 4], &[0xff; 4]].concat();
-        let claim = [u32::try_from(list.len() - 4).unwrap().to_le_bytes().as_slice(), &list[4..]].concat();
-        assert_eq!(Frame::decode(&claim, FROM_HOST), Err(Malformed("a frame is too short")));
-    }
-
-    #[test]
-    fn outcomes_have_the_codes_of_a_shell() {
-        let codes = [Outcome::Code(7), Outcome::Signal(9), Outcome::NoProgram(2), Outcome::NoProgram(13)];
-        assert_eq!(codes.map(Outcome::code), [7, 137, 127, 126]);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use crate::initramfs;
 use crate::kernels::{Flavour, Kernel};
 
 mod boots;
+mod commands;
 mod consoles;
 mod disks;
 mod ends;
@@ -23,6 +24,7 @@ mod sockets;
 pub fn cases() -> Vec<Case> {
     [
         boots::cases(),
+        commands::cases(),
         ends::cases(),
         disks::cases(),
         images::cases(),

@@ -44,8 +44,8 @@ pub fn typed(words: &[OsString]) -> Option<&'static str> {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port, 120 its kernel panicked, \
-122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
+Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port or its command ended with N (126 not \
+executable, 127 not found, 128+N ended by signal N), 120 its kernel panicked, 122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
 started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
 
 /// The flag with which one mayfly hands a plan to another.
@@ -56,7 +56,7 @@ const OUTPUT: &str = "Output";
 
 /// The whole command.
 pub fn command(detail: Detail) -> Command {
-    let run = Command::new("run").about("Boot a kernel and run the guest to its end");
+    let run = Command::new("run").about("Boot a kernel and run the guest, or a command in it, to the end");
     Command::new("mayfly")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A hypervisor for virtual machines that live for a test")
@@ -144,7 +144,7 @@ fn run_flags(run: Command, detail: Detail) -> Command {
         .args_override_self(true)
         .disable_help_flag(true)
         .after_help(EXIT_CODES);
-    let run = device_flags(machine_flags(boot_flags(run)), detail);
+    let run = device_flags(machine_flags(super::guest::flags(boot_flags(run))), detail);
     output_flags(tuning_flags(end_flags(run)))
 }
 

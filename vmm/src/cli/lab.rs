@@ -85,15 +85,22 @@ pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Opti
     lab::check()?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
-    command.extend(std::env::args_os().skip(1));
-    command.extend(["--accel", "kvm", "--on-emulated-host"].map(OsString::from));
-    command.extend(more);
+    command.extend(there(std::env::args_os().skip(1), more));
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
     let ended = exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })?;
     Ok(Some(match ended.unborn {
         Some(number) => Taken::Unborn(number),
         None => Taken::Ended(settled(ended, code::QUIT)),
     }))
+}
+
+/// The command line for the other side: this one, with the flags for there before the command in the guest.
+fn there(words: impl Iterator<Item = OsString>, more: Vec<OsString>) -> Vec<OsString> {
+    let mut words: Vec<_> = words.collect();
+    let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
+    let flags = ["--accel", "kvm", "--on-emulated-host"].map(OsString::from);
+    words.splice(end..end, flags.into_iter().chain(more));
+    words
 }
 
 /// Why a run has to go to the emulated host; `None` if it can run here. `probe` is asked only where it matters.
@@ -182,6 +189,16 @@ mod tests {
     use super::*;
     use crate::host::LinuxHost;
     use crate::plan::Metrics;
+
+    #[test]
+    fn flags_for_the_other_side_are_none_for_the_command() {
+        let there = |text: &str| {
+            let words = there(text.split(' ').map(OsString::from), vec!["--more".into()]);
+            words.iter().map(|word| word.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(there("run --cpus 2"), "run --cpus 2 --accel kvm --on-emulated-host --more");
+        assert_eq!(there("run -- sh -- x"), "run --accel kvm --on-emulated-host --more -- sh -- x");
+    }
 
     #[test]
     fn lost_output_is_no_success() {

@@ -2,6 +2,7 @@
 
 mod command;
 mod doctor;
+mod guest;
 mod inspect;
 mod lab;
 mod legend;

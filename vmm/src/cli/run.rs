@@ -49,7 +49,7 @@ pub fn run(matches: &ArgMatches, scout: Result<Scout>) -> u8 {
 /// What came of the flags.
 enum Attempt {
     /// A run, here.
-    Ran(Report),
+    Ran(Box<Report>),
     /// Something else, or a run that has told its result elsewhere; the exit code.
     Answered(u8),
 }
@@ -66,7 +66,7 @@ fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
         Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
         Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
-            return Ok(Attempt::Ran(Report { accel: Accel::Emulated, ..report }));
+            return Ok(Attempt::Ran(Box::new(Report { accel: Accel::Emulated, ..report })));
         }
         None => {}
     }
@@ -74,7 +74,7 @@ fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
     if emulated {
         report.accel = Accel::Emulated;
     }
-    Ok(Attempt::Ran(report))
+    Ok(Attempt::Ran(Box::new(report)))
 }
 
 /// The plan that flags change and extend: that of the plan file, if there is one.
@@ -119,6 +119,7 @@ fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
     }
     plan.initrd
         .extend(matches.get_many::<PathBuf>("initrd").into_iter().flatten().cloned().map(Initrd::from));
+    super::guest::set(matches, &mut plan)?;
     if let Some(text) = matches.get_one::<String>("cmdline-only") {
         plan.cmdline = Cmdline::Only(text.clone());
     }
@@ -134,7 +135,7 @@ fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
 }
 
 /// Takes over the value of a flag that was given.
-fn set<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, flag: &str, value: &mut T) {
+pub(super) fn set<T: Clone + Send + Sync + 'static>(matches: &ArgMatches, flag: &str, value: &mut T) {
     if let Some(given) = matches.get_one::<T>(flag) {
         value.clone_from(given);
     }
@@ -152,10 +153,10 @@ fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
     if report.mid_line && !to_stdout && std::io::stdout().is_terminal() {
         say("\n");
     }
-    if let Some(fail) = report.end.complaint() {
+    if let Some(fail) = report.complaint() {
         complain(&fail);
     }
-    let code = report.end.exit_code();
+    let code = report.exit_code();
     // On standard output the result has a line of its own.
     let fresh = if report.mid_line && to_stdout { "\n" } else { "" };
     sink.map_or(code, |sink| sink.deliver(&format!("{fresh}{}", report.json()), code))

@@ -11,8 +11,8 @@ use boot::kernel::Kernel;
 use rustix::fs::{Access, FlockOperation, access, flock};
 use sha2::{Digest, Sha256};
 
-use super::modules::{Module, Tree};
 use super::qemu::in_path;
+use crate::modules::{Module, Tree, unsigned};
 use crate::{builtin, log};
 
 /// Modules without which there is no emulated host: its devices, its root file system, and what it is for.
@@ -275,9 +275,9 @@ fn store(image: &Path, tree: &Path, dir: &Path) -> Result<()> {
     }
     let writing = || format!("write {}", dir.display());
     fs::create_dir_all(dir.join("modules")).doing(Why::Host, writing)?;
-    for (place, module) in modules.iter().enumerate() {
+    for (place, module) in modules.into_iter().enumerate() {
         let path = dir.join(format!("modules/{place:03}-{}.ko", module.name));
-        fs::write(path, &module.content).doing(Why::Host, writing)?;
+        fs::write(path, unsigned(module.content)).doing(Why::Host, writing)?;
     }
     let kernel = dir.join("kernel");
     let mut out = std::io::BufWriter::new(File::create(&kernel).doing(Why::Host, writing)?);

@@ -11,7 +11,6 @@
 //! in shared directories (QEMU before 10 refuses them over 9p); `/run` and `/dev/shm` are the places for those.
 
 mod kernel;
-mod modules;
 mod qemu;
 mod run;
 
@@ -168,7 +167,7 @@ impl Host {
             argv: command.argv.into_iter().map(OsString::into_vec).collect(),
             env: command.env.into_iter().map(|(name, value)| (name.into_vec(), value.into_vec())).collect(),
             directory: command.directory.into_os_string().into_vec(),
-            user: None,
+            user: Vec::new(),
             terminal: command.terminal,
         };
         let streams = Streams { stdin: command.stdin, stdout: command.stdout, stderr: command.stderr };

@@ -31,9 +31,14 @@ pub struct Control {
     /// Until the lane watches them.
     signals: Option<OwnedFd>,
     deadline: Option<Deadline>,
+    /// Takes a signal to somebody else, if it can: then it does not end the run.
+    pub courier: Option<Courier>,
     /// The way in, for vCPUs and devices.
     pub reports: Reports,
 }
+
+/// Takes a signal, by its number, to somebody else; whether it did.
+pub type Courier = Box<dyn FnMut(i32) -> bool + Send>;
 
 /// Where a thread reports that the run has ended.
 #[derive(Clone)]
@@ -70,7 +75,7 @@ impl Control {
         .doing(Why::Host, doing)?;
         let signals = signals::divert(&ENDING).doing(Why::Host, doing)?;
         let reports = Reports { ends, lane: handle };
-        Ok(Control { lane, ends: ended, signals: Some(signals), deadline, reports })
+        Ok(Control { lane, ends: ended, signals: Some(signals), deadline, courier: None, reports })
     }
 
     /// Whether the run is over before it has begun: asked between the steps of a start, which may be long.
@@ -86,7 +91,8 @@ impl Control {
     pub fn wait(&mut self, again: bool) -> End {
         if let Some(signals) = self.signals.take() {
             let ends = self.reports.ends.clone();
-            self.reports.lane.adopt(Overseer { signals, deadline: self.deadline, ends });
+            let (deadline, courier) = (self.deadline, self.courier.take());
+            self.reports.lane.adopt(Overseer { signals, deadline, courier, ends });
         }
         let end = loop {
             if let Ok(end) = self.ends.try_recv() {
@@ -202,6 +208,7 @@ impl Work for Settler {
 struct Overseer {
     signals: OwnedFd,
     deadline: Option<Deadline>,
+    courier: Option<Courier>,
     ends: Sender<End>,
 }
 
@@ -219,7 +226,9 @@ impl Work for Overseer {
     fn ready(&mut self, token: u32, _: &mut Context<'_>) -> Effect {
         let end = match (token, self.deadline) {
             (DEADLINE, Some((limit, _))) => Some(End::TimedOut(limit)),
-            _ => signals::next(&self.signals).map(End::Signalled),
+            _ => signals::next(&self.signals)
+                .filter(|signal| !self.courier.as_mut().is_some_and(|courier| courier(*signal)))
+                .map(End::Signalled),
         };
         if let Some(end) = end {
             let _ = self.ends.send(end);

@@ -10,7 +10,9 @@ use boot::{Loading, Start, acpi, smbios};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::assemble::Assembled;
-use crate::plan::{Accel, GenerationId, Initrd, Irqchip, KernelMemory, Plan, Protocol};
+use super::virtio::choose;
+use crate::builtin;
+use crate::plan::{Accel, GenerationId, Initrd, Irqchip, KernelMemory, Plan, Protocol, Transport};
 
 /// Hardware ID of a CMOS real-time clock.
 const RTC: &str = "PNP0B00";
@@ -26,7 +28,8 @@ pub fn load(
     memory: &Memory,
     host: &dyn Host,
 ) -> Result<Start> {
-    let initrd = parts(plan)?;
+    let transport = if made.bridge.is_some() { Transport::Pci } else { Transport::Mmio };
+    let initrd = parts(plan, kernel, transport)?;
     let cmdline = plan.cmdline.text(made.bridge.is_some(), plan.terminal());
     let start = boot::place(
         &boot::Plan {
@@ -86,22 +89,22 @@ fn generation(id: GenerationId, host: &dyn Host) -> Result<[u8; 16]> {
     }
 }
 
-/// Sees to it that kernel and initrd of the plan can be read, and that its memory holds them. Reads little.
+/// Sees to it that kernel and initrd of the plan can be read, that the kernel has the modules for what it is to do, and
+/// that the memory holds them. Reads little.
 ///
 /// # Errors
 /// As [`load`] would fail.
 pub fn check(plan: &Plan, kernel: &Kernel) -> Result<()> {
     let low = layout::ram(plan.memory.bytes()).first().map_or(0, |(_, len)| *len);
-    boot::check_memory(kernel, &parts(plan)?, low)
+    boot::check_memory(kernel, &parts(plan, kernel, choose(plan.transport, kernel))?, low)
 }
 
-fn parts(plan: &Plan) -> Result<Vec<Part>> {
+fn parts(plan: &Plan, kernel: &Kernel, transport: Transport) -> Result<Vec<Part>> {
+    let part = |initrd: &Initrd| {
+        Ok(match initrd {
+            Initrd::File(path) => Part::File(path.clone()),
+            Initrd::Builtin => Part::Bytes(builtin::initrd(plan, kernel, transport)?),
+        })
+    };
     plan.initrd.iter().map(part).collect()
-}
-
-fn part(initrd: &Initrd) -> Result<Part> {
-    Ok(match initrd {
-        Initrd::File(path) => Part::File(path.clone()),
-        Initrd::Builtin => Part::Bytes(crate::builtin::initrd()?),
-    })
 }

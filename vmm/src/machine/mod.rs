@@ -37,6 +37,7 @@ use crate::hv::{Kind, Vcpu, Vm};
 use crate::log;
 use crate::outcome::{End, Ram, Report, Times};
 use crate::plan::{OnReset, Plan};
+use crate::session::{self, Session};
 
 /// Runs the machine of `plan` until it ends. `scout` was sent ahead, `started` is when the process began.
 ///
@@ -47,7 +48,8 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
     let host = if again { LinuxHost::for_lives() } else { LinuxHost::default() };
     let mut before: Option<Report> = None;
     loop {
-        let report = match (live(plan, scout, &host, started, before.is_none()), before) {
+        let session = plan.command.as_ref().map(|command| Session::prepare(command, &host)).transpose()?;
+        let report = match (live(plan, scout, &host, session, started, before.is_none()), before) {
             (Ok(report), _) => report,
             (Err(fail), Some(report)) => return Ok(report.but(End::HostError(fail), started)),
             (Err(fail), None) => return Err(fail),
@@ -61,7 +63,14 @@ pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
 }
 
 /// One life of the machine; what is worth a note is told in the first one.
-fn live(plan: &Plan, scout: &Scout, host: &LinuxHost, started: Instant, first: bool) -> Result<Report> {
+fn live(
+    plan: &Plan,
+    scout: &Scout,
+    host: &LinuxHost,
+    session: Option<Session>,
+    started: Instant,
+    first: bool,
+) -> Result<Report> {
     // A time that no clock can hold is no limit.
     let deadline = plan.timeout.and_then(|limit| Some((limit, started.checked_add(limit.duration())?)));
     // Asked first: where there is no KVM, nothing else matters.
@@ -76,9 +85,10 @@ fn live(plan: &Plan, scout: &Scout, host: &LinuxHost, started: Instant, first: b
     let vm = Arc::new(scout.vm()?.with(plan.irqchip)?);
     Ok(match Machine::build(plan, vm, memory, &kernel, host, control)? {
         ControlFlow::Continue(machine) => {
-            let report = machine.run(plan, Some(scout), started);
+            let report = machine.run(plan, Some(scout), session, started);
             // What is on its last line matters where it is shown.
-            Report { mid_line: report.mid_line && host.has_lent_stdio(), ..report }
+            let shown = plan.command.is_none() && host.has_lent_stdio();
+            Report { mid_line: report.mid_line && shown, ..report }
         }
         ControlFlow::Break(end) => Report::unborn(plan, end, started),
     })
@@ -95,6 +105,13 @@ fn name_kernel(plan: &Plan, kernel: &Kernel) {
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same, when the operator wants the end now.
 const HASTE: Duration = Duration::from_millis(200);
+
+fn patience(end: &End) -> Duration {
+    match end {
+        End::Quit | End::Signalled(_) | End::TimedOut(_) => HASTE,
+        _ => PATIENCE,
+    }
+}
 
 /// A machine about to run.
 struct Machine {
@@ -151,14 +168,25 @@ impl Machine {
         Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane, recorder }))
     }
 
-    fn run(mut self, plan: &Plan, scout: Option<&Scout>, started: Instant) -> Report {
+    fn run(
+        mut self,
+        plan: &Plan,
+        scout: Option<&Scout>,
+        session: Option<Session>,
+        started: Instant,
+    ) -> Report {
         let recording =
             self.recorder.take().map(|recorder| recorder.start(&self.control.reports.lane, started));
         let first_instruction = started.elapsed();
-        let end = self.live(scout, plan.on_reset == OnReset::Restart);
+        let session = session.map(|session| self.open(session)).transpose();
+        let (session, end) = match session {
+            Ok(session) => (session, self.live(scout, plan.on_reset == OnReset::Restart)),
+            Err(fail) => (None, End::HostError(fail)),
+        };
         if let Some(recording) = recording {
             recording.end(HASTE);
         }
+        let command = session.map(|session| session.end(patience(&end)));
         let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
@@ -169,7 +197,16 @@ impl Machine {
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
             mid_line: watch.mid_line() || overheard.mid_line(),
+            command,
         }
+    }
+
+    /// Lets a session begin: it hears the signals before this machine does.
+    fn open(&mut self, session: Session) -> Result<session::Running> {
+        let reports = self.control.reports.clone();
+        let running = session.start(move || reports.end(End::PoweredOff))?;
+        self.control.courier = Some(Box::new(running.courier()));
+        Ok(running)
     }
 
     /// Runs the vCPUs until the first end, then brings everything to rest: no thread touches guest memory or a file
@@ -190,10 +227,7 @@ impl Machine {
         if let Some(lane) = self.lane.take() {
             lane.stop();
         }
-        let patience = match end {
-            End::Quit | End::Signalled(_) | End::TimedOut(_) => HASTE,
-            _ => PATIENCE,
-        };
+        let patience = patience(&end);
         self.finish(end, patience)
     }
 

@@ -59,7 +59,7 @@ pub fn run_on(
 ) -> (Arc<FakeVm>, Report) {
     let fake = FakeVm::new(scripts);
     match build_on(host, started, &plan, &fake) {
-        (plan, ControlFlow::Continue(machine)) => (fake, machine.run(&plan, None, started)),
+        (plan, ControlFlow::Continue(machine)) => (fake, machine.run(&plan, None, None, started)),
         (plan, ControlFlow::Break(end)) => (fake, Report::unborn(&plan, end, started)),
     }
 }

@@ -54,6 +54,16 @@ pub enum Transport {
     Pci,
 }
 
+impl Transport {
+    /// The module in which Linux may have its driver.
+    pub fn driver(self) -> &'static str {
+        match self {
+            Transport::Auto | Transport::Mmio => "virtio_mmio",
+            Transport::Pci => "virtio_pci",
+        }
+    }
+}
+
 /// What a reset by the guest does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]

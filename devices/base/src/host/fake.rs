@@ -12,7 +12,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
 use super::{
-    Access, Answers, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload, open_directory, socket,
+    Access, Answers, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload,
+    open_directory, socket,
 };
 use crate::fail::{Doing, Fail, Result, Why};
 

@@ -1,7 +1,9 @@
 //! Kernel modules: found in a module tree by name, with what they depend on, in the order to load them.
 //!
 //! Dependencies are read from the modules themselves (the `depends` and `softdep` entries of their `.modinfo`), so
-//! a tree that was only unpacked will do: no `depmod` has to have run.
+//! a tree that was only unpacked will do: no `depmod` has to have run. Signatures stay: a kernel may insist on them.
+
+mod supply;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,8 +12,11 @@ use std::path::{Path, PathBuf};
 
 use base::{Doing, Fail, Result, Why};
 
-/// The modules of a kernel: `/lib/modules/RELEASE`.
+pub use self::supply::Supply;
+
+/// The modules of a kernel: `/lib/modules/RELEASE`, or the tree it was built in.
 pub struct Tree {
+    root: PathBuf,
     files: BTreeMap<String, PathBuf>,
     builtin: BTreeSet<String>,
 }
@@ -32,13 +37,32 @@ fn name_of(file: &str) -> Option<String> {
 }
 
 impl Tree {
-    /// Looks through the tree at `root`.
+    /// Reads what the tree at `root` holds: the list that came with it (`modules.order`), or all of it where none did.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn open(root: &Path) -> Result<Tree> {
-        let mut tree = Tree { files: BTreeMap::new(), builtin: BTreeSet::new() };
-        let mut dirs = vec![root.join("kernel")];
+        let mut tree = Tree { root: root.to_owned(), files: BTreeMap::new(), builtin: BTreeSet::new() };
+        match fs::read_to_string(root.join("modules.order")) {
+            Ok(list) => {
+                for line in list.lines() {
+                    // Build trees of Linux 6.1 and later list the objects.
+                    let path = root.join(line).with_extension("ko");
+                    if let Some(name) = path.file_name().and_then(|name| name_of(name.to_str()?)) {
+                        tree.files.insert(name, path);
+                    }
+                }
+            }
+            Err(_) => tree.walk(&root.join("kernel"))?,
+        }
+        let list = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
+        let names = list.lines().filter_map(|line| name_of(line.rsplit('/').next()?));
+        tree.builtin.extend(names);
+        Ok(tree)
+    }
+
+    fn walk(&mut self, top: &Path) -> Result<()> {
+        let mut dirs = vec![top.to_owned()];
         while let Some(dir) = dirs.pop() {
             let reading = || format!("read {}", dir.display());
             for entry in fs::read_dir(&dir).doing(Why::Missing, reading)? {
@@ -46,14 +70,11 @@ impl Tree {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     dirs.push(entry.path());
                 } else if let Some(name) = entry.file_name().to_str().and_then(name_of) {
-                    tree.files.insert(name, entry.path());
+                    self.files.insert(name, entry.path());
                 }
             }
         }
-        let list = fs::read_to_string(root.join("modules.builtin")).unwrap_or_default();
-        let names = list.lines().filter_map(|line| name_of(line.rsplit('/').next()?));
-        tree.builtin.extend(names);
-        Ok(tree)
+        Ok(())
     }
 
     /// Adds the module `name` and what it depends on to `order`, unless they are there or built in.
@@ -70,11 +91,11 @@ impl Tree {
         if known || !above.insert(name.to_owned()) {
             return Ok(());
         }
-        let path = self
-            .files
-            .get(name)
-            .ok_or_else(|| Fail::new(Why::Missing, loading()).because("the kernel has no such module"))?;
-        let content = unpack(path).doing(Why::Invalid, || format!("read {}", path.display()))?;
+        let path = self.files.get(name).and_then(|path| packed(path)).ok_or_else(|| {
+            Fail::new(Why::Missing, loading())
+                .because(format!("it is neither built in nor in {}", self.root.display()))
+        })?;
+        let content = unpack(&path).doing(Why::Invalid, || format!("read {}", path.display()))?;
         for needed in words(&content, "depends=").split(',').filter(|word| !word.is_empty()) {
             self.add_below(&needed.replace('-', "_"), order, above)?;
         }
@@ -83,7 +104,6 @@ impl Tree {
         for wished in soft.split_ascii_whitespace().take_while(|word| *word != "post:") {
             let _ = self.add_below(&wished.replace('-', "_"), order, above);
         }
-        let content = unsigned(content);
         order.push(Module { name: name.to_owned(), content });
         Ok(())
     }
@@ -97,10 +117,19 @@ fn words<'a>(module: &'a [u8], key: &str) -> &'a str {
     std::str::from_utf8(value).unwrap_or_default()
 }
 
+/// The file of a module as it lies there: itself, or with one of the endings of those that are packed.
+fn packed(path: &Path) -> Option<PathBuf> {
+    ["", ".xz", ".zst", ".gz"].into_iter().find_map(|end| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        Some(PathBuf::from(name)).filter(|path| path.is_file())
+    })
+}
+
 /// The module without the signature at its end: an emulated CPU spends most of a load on verifying it. The kernel notes
 /// that it is missing, and loads the module all the same. The form is that of Linux, `scripts/sign-file.c`: signature,
 /// 12 bytes of which the last four are its length, and the words.
-fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
+pub fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
     let body = module.strip_suffix(b"~Module signature appended~\n").and_then(<[u8]>::split_last_chunk::<12>);
     if let Some((body, [.., a, b, c, d])) = body {
         let signature = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
@@ -158,6 +187,18 @@ mod tests {
     }
 
     #[test]
+    fn a_list_is_read_instead_of_the_whole_tree() {
+        let (root, _) = tree(&[("a/one.ko.gz", "depends="), ("a/two.ko", "depends=one"), ("a/three.ko", "")]);
+        fs::write(root.path().join("modules.order"), "kernel/a/two.o\nkernel/a/one.ko\nkernel/a/gone.ko\n")
+            .unwrap();
+        let tree = Tree::open(root.path()).unwrap();
+        assert_eq!(order(&tree, &["two"]).unwrap(), ["one", "two"], "as a build lists them, and packed");
+        for absent in ["three", "gone"] {
+            assert!(order(&tree, &[absent]).is_err(), "{absent}");
+        }
+    }
+
+    #[test]
     fn signatures_are_cut_off() {
         let end = b"~Module signature appended~\n";
         let signed = [&b"module"[..], b"SIGNATURE", &[0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 9], end].concat();
@@ -182,6 +223,7 @@ mod tests {
         );
         assert_eq!(order(&tree, &["a1"]).unwrap(), ["a2", "a1"], "a circle ends");
         let fail = order(&tree, &["absent"]).unwrap_err();
-        assert_eq!(fail.to_string(), "load kernel module absent: the kernel has no such module");
+        let text = fail.to_string();
+        assert!(text.starts_with("load kernel module absent: it is neither built in nor in /"), "{text}");
     }
 }

@@ -1,0 +1,136 @@
+//! Orders: what an initial RAM disk tells the agent in it to be a guest for commands, in a file beside it.
+//!
+//! They are a file, and no words of the kernel command line: those have an end at 2048 bytes and no spaces, and paths
+//! have both.
+
+use crate::wire::{Body, Malformed, put_number, put_string};
+
+/// Where the file is.
+pub const PATH: &str = "/mayfly.orders";
+
+/// All that the agent has to know before it can be asked for programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// The host's port at which the wire is answered.
+    pub port: u32,
+    /// The name of the machine.
+    pub hostname: Vec<u8>,
+    /// The root file system; the RAM disk itself without one.
+    pub root: Option<Volume>,
+    /// What else is to be mounted beneath the root, in this order.
+    pub volumes: Vec<Volume>,
+}
+
+/// A file system to be mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Where it comes from.
+    pub source: Source,
+    /// Its place in the guest: a directory, made if it is missing.
+    pub place: Vec<u8>,
+    /// Who sees what is written there.
+    pub writes: Writes,
+}
+
+/// Where a file system comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of the host, by the tag of its device.
+    Directory(Vec<u8>),
+    /// A disk, by its serial number, with a file system that the kernel finds out.
+    Disk(Vec<u8>),
+}
+
+/// What becomes of writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// They are refused.
+    Refused,
+    /// They stay in memory, in a layer over what is there.
+    Private,
+    /// They go through.
+    Through,
+}
+
+impl Orders {
+    /// Their bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.port.to_le_bytes().to_vec();
+        put_string(&mut out, &self.hostname);
+        put_number(&mut out, usize::from(self.root.is_some()));
+        put_number(&mut out, self.volumes.len());
+        for volume in self.root.iter().chain(&self.volumes) {
+            volume.encode(&mut out);
+        }
+        out
+    }
+
+    /// Reads them.
+    ///
+    /// # Errors
+    /// The bytes are no orders.
+    pub fn decode(bytes: &[u8]) -> Result<Orders, Malformed> {
+        let mut body = Body(bytes);
+        let (port, hostname) = (body.word()?, body.string()?.to_vec());
+        let has_root = body.word()? != 0;
+        let count = body.word()?;
+        let root = has_root.then(|| Volume::decode(&mut body)).transpose()?;
+        let volumes = (0..count).map(|_| Volume::decode(&mut body)).collect::<Result<_, _>>()?;
+        Ok(Orders { port, hostname, root, volumes })
+    }
+}
+
+impl Volume {
+    fn encode(&self, out: &mut Vec<u8>) {
+        let (kind, name) = match &self.source {
+            Source::Directory(tag) => (0, tag),
+            Source::Disk(serial) => (1, serial),
+        };
+        out.extend([kind, self.writes as u8]);
+        put_string(out, name);
+        put_string(out, &self.place);
+    }
+
+    fn decode(body: &mut Body<'_>) -> Result<Volume, Malformed> {
+        let (kind, writes) = (body.byte()?, body.byte()?);
+        let (name, place) = (body.string()?.to_vec(), body.string()?.to_vec());
+        Ok(Volume {
+            source: match kind {
+                0 => Source::Directory(name),
+                1 => Source::Disk(name),
+                _ => return Err(Malformed("a volume is of an unknown kind")),
+            },
+            place,
+            writes: [Writes::Refused, Writes::Private, Writes::Through]
+                .into_iter()
+                .find(|known| *known as u8 == writes)
+                .ok_or(Malformed("writes are treated in an unknown way"))?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_are_read_as_they_were_written() {
+        let volume = |source, place: &str, writes| Volume { source, place: place.into(), writes };
+        let all = Orders {
+            port: 1024,
+            hostname: b"mayfly".to_vec(),
+            root: Some(volume(Source::Directory(b"root".to_vec()), "/", Writes::Private)),
+            volumes: vec![
+                volume(Source::Directory(b"v1".to_vec()), "/a b\n", Writes::Through),
+                volume(Source::Disk(b"d".to_vec()), "/d", Writes::Refused),
+            ],
+        };
+        for orders in [all, Orders::default()] {
+            let bytes = orders.encode();
+            assert_eq!(Orders::decode(&bytes), Ok(orders));
+            for cut in 0..bytes.len() {
+                assert!(Orders::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The root of a guest: file systems put in their places, and the way into them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use agent::orders::{Orders, Source, Volume, Writes};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_move};
+use rustix::net::{AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink};
+
+use crate::mounts::{mount_at, mount_with};
+
+/// The place of the new root until it is entered.
+const ROOT: &str = "/.root";
+/// Beneath it are the layers of what is private to the guest.
+const LAYERS: &str = "/.layers";
+/// File systems on a disk, in the order in which they are tried: those with a sure mark of their own first.
+const ON_DISKS: [&str; 6] = ["ext4", "xfs", "btrfs", "erofs", "squashfs", "vfat"];
+/// Longest wait for a disk to appear.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the guest what the orders say.
+pub fn build(orders: &Orders) -> io::Result<()> {
+    let name = orders.hostname.as_slice();
+    rustix::system::sethostname(name)?;
+    if let Some(root) = &orders.root {
+        place(root, Path::new(ROOT), 0)?;
+        enter(ROOT)?;
+    }
+    furnish();
+    for (volume, number) in orders.volumes.iter().zip(1..) {
+        let inside = OsStr::from_bytes(&volume.place);
+        if !Path::new(inside).is_absolute() {
+            let text = format!("mount at {}: it is no absolute path", inside.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        place(volume, Path::new(inside), number)?;
+    }
+    raise_loopback()
+}
+
+/// Mounts a volume. `number` tells its layers from those of others.
+fn place(volume: &Volume, at: &Path, number: u32) -> io::Result<()> {
+    if volume.writes != Writes::Private {
+        return attach(volume, at, volume.writes == Writes::Refused);
+    }
+    // Out of the way of everything, and reachable as long as the overlay holds it.
+    let layers = PathBuf::from(format!("{LAYERS}/{number}"));
+    let [lower, memory] = ["lower", "memory"].map(|name| layers.join(name));
+    attach(volume, &lower, true)?;
+    mount_at("tmpfs", "private", &memory, "mode=755")?;
+    let [upper, work] = ["upper", "work"].map(|name| memory.join(name));
+    for dir in [&upper, &work] {
+        fs::create_dir_all(dir)?;
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    mount_at("overlay", "private", at, &options)
+}
+
+fn attach(volume: &Volume, at: &Path, refuse: bool) -> io::Result<()> {
+    let flags = if refuse { MountFlags::RDONLY } else { MountFlags::empty() };
+    match &volume.source {
+        Source::Directory(tag) => {
+            let tag = String::from_utf8_lossy(tag).into_owned();
+            mount_with("virtiofs", &tag, at, "", flags)
+        }
+        Source::Disk(serial) => {
+            let disk = find_disk(serial)?;
+            let mut last = io::Error::from(io::ErrorKind::NotFound);
+            for kind in ON_DISKS {
+                match mount_with(kind, &disk, at, "", flags) {
+                    Ok(()) => return Ok(()),
+                    // The kernel has no such file system, or the disk has another one.
+                    Err(error)
+                        if [Some(rustix::io::Errno::NODEV), Some(rustix::io::Errno::INVAL)]
+                            .contains(&rustix::io::Errno::from_io_error(&error)) => {}
+                    Err(error) => last = error,
+                }
+            }
+            Err(io::Error::new(
+                last.kind(),
+                format!("mount {disk} at {}: it has no file system that this kernel knows", at.display()),
+            ))
+        }
+    }
+}
+
+/// The device file of the disk with a serial number.
+fn find_disk(serial: &[u8]) -> io::Result<String> {
+    let start = Instant::now();
+    loop {
+        for entry in fs::read_dir("/sys/block").into_iter().flatten() {
+            let entry = entry?;
+            if fs::read(entry.path().join("serial")).is_ok_and(|found| found == serial) {
+                return Ok(format!("/dev/{}", entry.file_name().display()));
+            }
+        }
+        if start.elapsed() > PATIENCE {
+            let text = format!("there is no disk {}", String::from_utf8_lossy(serial));
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Makes `root` the root directory, with this kernel's own file systems in it.
+pub fn enter(root: &str) -> io::Result<()> {
+    for place in ["proc", "sys", "dev"] {
+        let inside = format!("{root}/{place}");
+        fs::create_dir_all(&inside)?;
+        mount_move(format!("/{place}"), inside)?;
+    }
+    std::env::set_current_dir(root)?;
+    // Over the initramfs rather than beneath it: then this root can be pivoted, as namespaces want to.
+    mount_move(".", "/")?;
+    rustix::process::chroot(".")?;
+    std::env::set_current_dir("/")
+}
+
+/// Mounts what programs expect of a running system. A kernel or a root without a place for something works without it.
+pub fn furnish() {
+    // As after the start of any distribution: what is mounted here is seen by containers, too.
+    let _ = mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC);
+    for (kind, place, options) in [
+        ("devpts", "/dev/pts", "mode=620,ptmxmode=666"),
+        ("tmpfs", "/dev/shm", "mode=1777"),
+        ("tmpfs", "/run", "mode=755"),
+        ("debugfs", "/sys/kernel/debug", ""),
+        ("tracefs", "/sys/kernel/tracing", ""),
+        ("securityfs", "/sys/kernel/security", ""),
+        ("bpf", "/sys/fs/bpf", ""),
+        ("cgroup2", "/sys/fs/cgroup", ""),
+    ] {
+        let _ = mount_at(kind, kind, Path::new(place), options);
+    }
+    let links = [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1")];
+    for (name, target) in links.into_iter().chain([("stderr", "/proc/self/fd/2")]) {
+        let _ = std::os::unix::fs::symlink(target, format!("/dev/{name}"));
+    }
+    if fs::create_dir("/tmp").is_ok() {
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        let _ = fs::set_permissions("/tmp", all);
+    }
+}
+
+/// Switches the loopback interface on: one RTM_NEWLINK message (rtnetlink(7)) for interface 1, which is always it.
+pub fn raise_loopback() -> io::Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    const NLM_F_REQUEST: u16 = 1;
+    const IFF_UP: u32 = 1;
+    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+    let mut message = Vec::new();
+    message.extend(32u32.to_ne_bytes());
+    message.extend(RTM_NEWLINK.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    // Sequence number and port of a `nlmsghdr`; family, padding and type of an `ifinfomsg`: none.
+    message.extend([0; 12]);
+    message.extend(1u32.to_ne_bytes());
+    message.extend(IFF_UP.to_ne_bytes());
+    message.extend(IFF_UP.to_ne_bytes());
+    rustix::net::sendto(socket, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! The command of a plan: what runs in the guest, over which root, and what it needs of the machine for that.
+
+use std::path::PathBuf;
+
+use agent::orders::{self, Orders, Writes};
+use base::{Fail, Result, Why};
+use devices::catalog::{CATALOG, Presence, Purpose};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Device, Initrd, Plan};
+
+/// The port of the host's at which this process answers its agent: `mayf`, so that nobody else wants it.
+pub const PORT: u32 = u32::from_be_bytes(*b"mayf");
+/// The device that carries the guest's calls, and the one that has its root.
+const CALLS: &str = "agent";
+const ROOT: &str = "root";
+
+/// A program that runs in the guest; the run ends with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Command {
+    /// The program, found by the `PATH` of its environment, and its arguments.
+    pub argv: Vec<String>,
+    /// Its environment: `NAME=VALUE`.
+    pub env: Vec<String>,
+    /// The directory it starts in.
+    pub workdir: PathBuf,
+    /// `USER[:GROUP]`, names of the guest or numbers; root if it is empty.
+    pub user: String,
+    /// It has a terminal: standard error is one with standard output.
+    pub terminal: bool,
+    /// The name of the machine.
+    pub hostname: String,
+    /// Its root file system.
+    pub root: Root,
+}
+
+/// The root file system of a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Root {
+    /// What the initial RAM disks hold.
+    #[default]
+    Initrd,
+    /// The file system in a disk image. What the guest writes is thrown away.
+    Image(PathBuf),
+}
+
+impl Command {
+    /// Sees to it that it makes sense.
+    ///
+    /// # Errors
+    /// [`Why::Usage`]: it does not.
+    pub(super) fn check(&self) -> Result<()> {
+        let usage = |doing: String, cause: &str| Err(Fail::new(Why::Usage, doing).because(cause));
+        if self.argv.first().is_none_or(String::is_empty) {
+            return usage("run a command in the guest".to_owned(), "it has no name");
+        }
+        if let Some(word) =
+            self.env.iter().find(|word| word.split_once('=').is_none_or(|(name, _)| name.is_empty()))
+        {
+            return usage(format!("set {word} in the environment"), "it is not NAME=VALUE");
+        }
+        if !self.workdir.is_absolute() {
+            return usage(format!("start in {}", self.workdir.display()), "it is no absolute path");
+        }
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if self.hostname.is_empty() || self.hostname.len() > 64 || !self.hostname.chars().all(fits) {
+            return usage(
+                format!("call the guest `{}`", self.hostname),
+                "a name is 1 to 64 letters, digits, `-` and `.`",
+            );
+        }
+        Ok(())
+    }
+
+    /// What the agent is told to do before it can be asked for the command.
+    pub fn orders(&self) -> Orders {
+        let volume = |source| orders::Volume { source, place: b"/".to_vec(), writes: Writes::Through };
+        let root = match &self.root {
+            Root::Initrd => None,
+            Root::Image(_) => Some(volume(orders::Source::Disk(ROOT.into()))),
+        };
+        Orders { port: PORT, hostname: self.hostname.clone().into_bytes(), root, volumes: Vec::new() }
+    }
+
+    /// Modules without which there is no root.
+    fn vital(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Modules that may be of use for the root.
+    fn wished(&self) -> &'static [&'static str] {
+        match &self.root {
+            Root::Initrd => &[],
+            Root::Image(_) => &["ext4", "xfs", "erofs", "squashfs"],
+        }
+    }
+}
+
+impl Plan {
+    /// Adds what the command needs of the machine, unless it is there.
+    pub(super) fn equip(&mut self) -> Result<()> {
+        let Some(command) = &self.command else { return Ok(()) };
+        if self.initrd.last() != Some(&Initrd::Builtin) {
+            // The last one counts: the agent is process 1, whatever the others bring.
+            self.initrd.retain(|initrd| *initrd != Initrd::Builtin);
+            self.initrd.push(Initrd::Builtin);
+        }
+        let mut wanted = vec![(CALLS, Purpose::Calls)];
+        if let Root::Image(image) = &command.root {
+            wanted.push((ROOT, Purpose::Disk { image, serial: ROOT, keep: false }));
+        }
+        for (name, purpose) in wanted {
+            if !self.devices.iter().any(|device| device.name == name)
+                && let Some(device) = serve(name, purpose, &self.devices)?
+            {
+                self.devices.push(device);
+            }
+        }
+        for entry in CATALOG.iter().filter(|entry| matches!(entry.presence(), Presence::Standard(_))) {
+            let given = self.devices.iter().any(|device| device.kind == entry.name());
+            if let (false, Some(spec)) = (given, entry.serve(Purpose::Console)?) {
+                self.devices.push(Device { kind: entry.name().to_owned(), name: String::new(), spec });
+            }
+        }
+        Ok(())
+    }
+
+    /// The modules that the guest's kernel needs to do what is asked of it, and those that are of use to it.
+    pub fn modules(&self, transport: &'static str) -> (Vec<&'static str>, Vec<&'static str>) {
+        let drivers = |device: &Device| {
+            devices::catalog::find(&device.kind).map_or(&[] as &[&str], |entry| entry.drivers())
+        };
+        let Some(command) = &self.command else {
+            let all = self.devices.iter().flat_map(drivers).copied();
+            return (Vec::new(), [transport].into_iter().chain(all).collect());
+        };
+        let (ours, others): (Vec<_>, Vec<_>) =
+            self.devices.iter().partition(|device| device.name == ROOT || carries_calls(device));
+        let vital = ours.into_iter().flat_map(drivers).chain(command.vital()).copied();
+        let wished = others.into_iter().flat_map(drivers).chain(command.wished()).copied();
+        ([transport].into_iter().chain(vital).collect(), wished.collect())
+    }
+}
+
+/// Whether a device is of the kind that carries the guest's calls.
+fn carries_calls(device: &Device) -> bool {
+    let entry = devices::catalog::find(&device.kind);
+    entry.is_some_and(|entry| matches!(entry.serve(Purpose::Calls), Ok(Some(_))))
+}
+
+/// A device that serves a purpose; `None` if one of the kind that carries calls is there: Linux has one only.
+fn serve(name: &str, purpose: Purpose<'_>, there: &[Device]) -> Result<Option<Device>> {
+    for entry in CATALOG {
+        if let Some(spec) = entry.serve(purpose)? {
+            let calls = matches!(purpose, Purpose::Calls);
+            if calls && there.iter().any(|device| device.kind == entry.name()) {
+                return Ok(None);
+            }
+            return Ok(Some(Device { kind: entry.name().to_owned(), name: name.to_owned(), spec }));
+        }
+    }
+    Err(Fail::new(Why::Unsupported, format!("give the guest its {name}"))
+        .because("there is no device for that"))
+}

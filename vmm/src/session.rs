@@ -1,0 +1,245 @@
+//! A session: the command of a plan, run by the agent in the guest as if it ran here.
+//!
+//! The guest's agent calls this process ([`base::host::Answers`]), and the wire of [`agent`] goes over that
+//! connection, a socket pair: nothing is in the file system. When the command has ended, the guest is told to power off.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use agent::client::{Client, Remote, Streams};
+use agent::wire::{Exec, Outcome, Size};
+use base::{Doing, Fail, Result, Why};
+use rustix::termios::tcgetwinsize;
+
+use crate::host::LinuxHost;
+use crate::outcome::code;
+use crate::plan::{Command, PORT};
+
+/// How long a guest whose command has ended may take to power off.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// The wait for a guest that may take as long as it likes.
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A session that is prepared: the guest may call.
+pub struct Session {
+    wire: OwnedFd,
+    command: Command,
+    streams: Streams,
+}
+
+/// How a session ended.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// What was to run.
+    pub command: Command,
+    /// How the command did; `None` if the machine ended before it.
+    pub outcome: Option<Outcome>,
+    /// Why there was no command: the guest could not be set up for it.
+    pub trouble: Option<String>,
+    /// Why some of its output could not be written.
+    pub lost: Option<io::Error>,
+}
+
+impl Ended {
+    /// The exit code of a run whose machine ended as it was told to.
+    pub fn exit_code(&self) -> u8 {
+        match (self.outcome, &self.trouble) {
+            (Some(outcome), _) if outcome.code() != code::DONE => outcome.code(),
+            (Some(_), _) if self.lost.as_ref().is_some_and(|cause| cause.kind() != ErrorKind::BrokenPipe) => {
+                code::HOST
+            }
+            (Some(_), _) => code::DONE,
+            (None, Some(_)) => code::NOT_STARTED,
+            (None, None) => code::CRASHED,
+        }
+    }
+
+    /// What has to be told of it, for a machine that ended as it was told to.
+    pub fn complaint(&self) -> Option<Fail> {
+        match (self.outcome, &self.trouble, &self.lost) {
+            (Some(_), _, Some(cause)) if cause.kind() != ErrorKind::BrokenPipe => {
+                Some(Fail::new(Why::Host, "write the output of the command").because(cause.to_string()))
+            }
+            (Some(outcome), ..) => self.refusal(outcome),
+            (None, Some(trouble), _) => {
+                Some(Fail::new(Why::Host, "set up the guest").because(trouble.clone()))
+            }
+            (None, None, _) => {
+                Some(Fail::new(Why::Host, "run the guest").because("it ended before its command did"))
+            }
+        }
+    }
+
+    /// What has to be told of a command that never ran.
+    fn refusal(&self, outcome: Outcome) -> Option<Fail> {
+        let Command { argv, workdir, user, .. } = &self.command;
+        let name = argv.first().map_or("", String::as_str);
+        let os = io::Error::from_raw_os_error;
+        let fail = |doing: String| Fail::new(Why::Missing, doing);
+        match outcome {
+            Outcome::Code(_) | Outcome::Signal(_) => None,
+            Outcome::NoProgram(errno) => Some(fail(format!("run {name} in the guest")).because(os(errno))),
+            Outcome::NoDirectory(errno) => {
+                let doing = format!("start {name} in {} of the guest", workdir.display());
+                Some(fail(doing).because(os(errno)))
+            }
+            Outcome::NoUser => {
+                Some(fail(format!("run {name} as {user}")).because("the guest has no such user or group"))
+            }
+        }
+    }
+
+    /// Its name in the result object.
+    pub fn name(&self) -> &'static str {
+        match self.outcome {
+            Some(Outcome::Code(_)) => "exited",
+            Some(Outcome::Signal(_)) => "signalled",
+            Some(_) => "not-run",
+            None if self.trouble.is_some() => "not-started",
+            None => "unfinished",
+        }
+    }
+}
+
+/// A session that goes on.
+pub struct Running {
+    ended: Receiver<Ended>,
+    /// Closed when the machine has ended.
+    over: Sender<()>,
+    remote: Arc<Mutex<Option<Remote>>>,
+    wire: OwnedFd,
+    command: Command,
+}
+
+impl Session {
+    /// Prepares a session with the standard streams of this process.
+    ///
+    /// # Errors
+    /// The host is out of descriptors.
+    pub fn prepare(command: &Command, host: &LinuxHost) -> Result<Session> {
+        let doing = || "prepare the way to the guest's agent";
+        let (wire, theirs) = UnixStream::pair().doing(Why::Host, doing)?;
+        theirs.set_nonblocking(true).doing(Why::Host, doing)?;
+        host.answer(PORT, theirs.into());
+        host.take_stdio();
+        let share = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+        Ok(Session {
+            wire: wire.into(),
+            command: command.clone(),
+            // What is closed (`<&-`) is empty, or thrown away.
+            streams: Streams {
+                stdin: share(&io::stdin()).ok(),
+                stdout: share(&io::stdout()).ok(),
+                stderr: share(&io::stderr()).ok(),
+            },
+        })
+    }
+
+    /// Waits for the guest to call, in a thread of its own. `late` is called if the guest then does not power off.
+    ///
+    /// # Errors
+    /// The host has no thread for it.
+    pub fn start(self, late: impl FnOnce() + Send + 'static) -> Result<Running> {
+        let (tell, ended) = channel();
+        let (over, ending) = channel();
+        let remote: Arc<Mutex<Option<Remote>>> = Arc::default();
+        let slot = remote.clone();
+        let command = self.command.clone();
+        let doing = || "start the session with the guest";
+        let wire = self.wire.try_clone().doing(Why::Host, doing)?;
+        std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let mut client = None;
+                let outcome = self.converse(&mut client, &slot);
+                let done = outcome.outcome.is_some() || outcome.trouble.is_some();
+                // Nobody listens any more if the machine has ended and its patience with us, too.
+                let _ = tell.send(outcome);
+                let silent = matches!(ending.recv_timeout(FAREWELL), Err(RecvTimeoutError::Timeout));
+                if done && silent {
+                    late();
+                }
+            })
+            .doing(Why::Host, doing)?;
+        Ok(Running { ended, over, remote, wire, command })
+    }
+
+    /// Runs the command. The client outlives this: without it the guest takes its host for gone.
+    fn converse(self, client: &mut Option<Client>, slot: &Mutex<Option<Remote>>) -> Ended {
+        let exec = exec(&self.command);
+        let ended = Ended { command: self.command, ..Ended::default() };
+        let client = match Client::listening(self.wire, FOREVER, Box::new(|_| ())) {
+            Ok(found) => client.insert(found),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return ended,
+            Err(error) => return Ended { trouble: Some(error.to_string()), ..ended },
+        };
+        if let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+            // A wire that is dead is found out in a moment.
+            let _ = client.set_clock(now);
+        }
+        let Ok(process) = client.start(exec, self.streams) else { return ended };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
+        let outputs = process.outputs();
+        let outcome = process.wait().ok();
+        slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = client.shut_down();
+        Ended { outcome, lost: outputs.error(), ..ended }
+    }
+}
+
+impl Running {
+    /// Who passes signals on to the command. The first of those that end a run is for the command alone; a second means
+    /// the run, however the guest is.
+    pub fn courier(&self) -> impl FnMut(i32) -> bool + Send + 'static {
+        let remote = self.remote.clone();
+        let mut passed = false;
+        move |number| {
+            let remote = remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (false, Some(remote), Ok(number)) = (passed, remote, u8::try_from(number)) else {
+                return false;
+            };
+            passed = true;
+            // A guest that does not listen must not hold up whoever waits for signals.
+            let sent =
+                std::thread::Builder::new().name("courier".into()).spawn(move || remote.signal(number));
+            sent.is_ok()
+        }
+    }
+
+    /// How it ended, once the machine has: what the command has said is written by then, or `patience` is at its end.
+    pub fn end(self, patience: Duration) -> Ended {
+        drop(self.over);
+        // A guest that has not called will not; what one has said can still be read.
+        let _ = rustix::net::shutdown(&self.wire, rustix::net::Shutdown::Both);
+        let unfinished = Ended { command: self.command, ..Ended::default() };
+        self.ended.recv_timeout(patience).unwrap_or(unfinished)
+    }
+}
+
+/// The command as the agent takes it.
+fn exec(command: &Command) -> Exec {
+    let bytes = |text: &String| text.clone().into_bytes();
+    let pair = |text: &String| {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        (name.as_bytes().to_vec(), value.as_bytes().to_vec())
+    };
+    Exec {
+        argv: command.argv.iter().map(bytes).collect(),
+        env: command.env.iter().map(pair).collect(),
+        directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
+        user: bytes(&command.user),
+        terminal: command.terminal.then(size),
+    }
+}
+
+/// The size of the operator's terminal; the usual one where there is none.
+fn size() -> Size {
+    match tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Size { rows: size.ws_row, columns: size.ws_col },
+        _ => Size { rows: 24, columns: 80 },
+    }
+}
