@@ -34,6 +34,15 @@ pub enum Presence {
     OnRequest,
 }
 
+/// A part of Linux that may be a module of its own; what that depends on, it says itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Driver {
+    /// The name of the module.
+    pub module: &'static str,
+    /// The option of the kernel's configuration, without its `CONFIG_`.
+    pub option: &'static str,
+}
+
 /// What mayfly itself may need a device for, to run a command in a guest.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose<'a> {
@@ -49,6 +58,15 @@ pub enum Purpose<'a> {
         serial: &'a str,
         /// Writes are kept.
         keep: bool,
+    },
+    /// The guest finds a directory of the host by this tag, to read it, or to write to it as well.
+    Directory {
+        /// The directory.
+        path: &'a Path,
+        /// The tag.
+        tag: &'a str,
+        /// It may be written to.
+        write: bool,
     },
 }
 
@@ -68,8 +86,8 @@ pub trait Kind: Send + Sync + 'static {
     const EXAMPLE: &'static str;
     /// How many there are.
     const PRESENCE: Presence;
-    /// The modules in which Linux may have its driver; what they depend on, they say themselves.
-    const DRIVERS: &'static [&'static str] = &[];
+    /// Where Linux has its driver.
+    const DRIVERS: &'static [Driver] = &[];
 
     /// Sees to it that the settings of the device `name` make sense together. It asks no host: whoever writes a plan
     /// hears of it, and [`Entry::build`] has done it before [`Kind::build`].
@@ -233,7 +251,7 @@ pub trait Entry: Sync {
     /// See [`Kind::terminal`]; `None` also for a spec that is none.
     fn terminal(&self, spec: &Value) -> Option<&'static str>;
     /// See [`Kind::DRIVERS`].
-    fn drivers(&self) -> &'static [&'static str];
+    fn drivers(&self) -> &'static [Driver];
     /// See [`Kind::serve`].
     ///
     /// # Errors
@@ -305,7 +323,7 @@ impl<K: Kind> Entry for Of<K> {
     fn terminal(&self, spec: &Value) -> Option<&'static str> {
         K::terminal(&Self::typed(spec).ok()?)
     }
-    fn drivers(&self) -> &'static [&'static str] {
+    fn drivers(&self) -> &'static [Driver] {
         K::DRIVERS
     }
     fn serve(&self, purpose: Purpose<'_>) -> Result<Option<Value>> {

@@ -17,7 +17,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::amount::Amount;
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence};
 use crate::virtio::{Chain, Device, Io, Meters};
 
 /// Feature bits, section 5.5.3.
@@ -75,7 +75,7 @@ impl Kind for This {
     const BARE: &'static str = "size";
     const EXAMPLE: &'static str = "reporting=on,deflate_on_oom=on,stats=5";
     const PRESENCE: Presence = Presence::OnRequest;
-    const DRIVERS: &'static [&'static str] = &["virtio_balloon"];
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_balloon", option: "VIRTIO_BALLOON" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         if !spec.size.0.is_multiple_of(FRAME) {

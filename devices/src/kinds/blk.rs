@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
-use crate::catalog::{Body, Kind, Kit, Presence, Purpose};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence, Purpose};
 use device::{Blk, Source};
 
 /// The kind.
@@ -157,7 +157,7 @@ impl Kind for This {
     const BARE: &'static str = "path";
     const EXAMPLE: &'static str = "path=root.img,readonly=on";
     const PRESENCE: Presence = Presence::OnRequest;
-    const DRIVERS: &'static [&'static str] = &["virtio_blk"];
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_blk", option: "VIRTIO_BLK" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         serial_number(spec.id.as_deref().unwrap_or(name), name)?;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use self::device::Console;
 use self::line::Line;
 use self::port::Port;
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence};
 use crate::line_end::LineEnd;
 
 /// Where a console leads: `to=...`, `file=...` or `socket=...`.
@@ -68,7 +68,7 @@ impl Kind for This {
     const BARE: &'static str = "to";
     const EXAMPLE: &'static str = "pty";
     const PRESENCE: Presence = Presence::OnRequest;
-    const DRIVERS: &'static [&'static str] = &["virtio_console"];
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_console", option: "VIRTIO_CONSOLE" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         let refuse = |cause: String, hint: String| {

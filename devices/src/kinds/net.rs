@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence};
 use crate::net::Link;
 use crate::net::passt::PasstLink;
 use crate::net::tap::TapLink;
@@ -115,7 +115,7 @@ impl Kind for This {
     const BARE: &'static str = "mode";
     const EXAMPLE: &'static str = "user,allow=*.example.org:443,allow=192.0.2.0/24";
     const PRESENCE: Presence = Presence::OnRequest;
-    const DRIVERS: &'static [&'static str] = &["virtio_net"];
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_net", option: "VIRTIO_NET" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         let mode = mode(spec, name)?;

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
 use super::on;
 use crate::amount::Amount;
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence};
 use crate::virtio::{Chain, Device, Io, Meters};
 
 /// The most that one request gets. A chain may offer almost 4 GiB: without this bound one request would keep the
@@ -45,7 +45,7 @@ impl Kind for This {
     const BARE: &'static str = "enabled";
     const EXAMPLE: &'static str = "on";
     const PRESENCE: Presence = Presence::Standard("on");
-    const DRIVERS: &'static [&'static str] = &["virtio_rng"];
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_rng", option: "HW_RANDOM_VIRTIO" }];
 
     fn check(spec: &Spec, name: &str) -> base::Result<()> {
         if spec.rate == Some(Amount(0)) {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use self::device::{Fs, TAG_BYTES};
 use self::nodes::Limits;
 use self::server::{Rules, Server};
-use crate::catalog::{Body, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence, Purpose};
 
 /// Files that the guest can have open.
 const HANDLES: u16 = 16 << 10;
@@ -77,6 +77,7 @@ impl Kind for This {
     const BARE: &'static str = "path";
     const EXAMPLE: &'static str = "path=src,tag=src,readonly=on";
     const PRESENCE: Presence = Presence::OnRequest;
+    const DRIVERS: &'static [Driver] = &[Driver { module: "virtiofs", option: "VIRTIO_FS" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
         tag(spec, name).map(drop)
@@ -84,6 +85,16 @@ impl Kind for This {
 
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
         Ok(vec![host.directory(name, &spec.path)?.into()])
+    }
+
+    fn serve(purpose: Purpose<'_>) -> Option<Spec> {
+        let Purpose::Directory { path, tag, write } = purpose else { return None };
+        Some(Spec {
+            path: path.to_owned(),
+            tag: Some(tag.to_owned()),
+            readonly: !write,
+            cache: Cache::default(),
+        })
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {

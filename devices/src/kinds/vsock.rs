@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::device::{Site, Vsock};
 use self::gate::{Gate, Public};
-use crate::catalog::{Body, Kind, Kit, Presence, Purpose};
+use crate::catalog::{Body, Driver, Kind, Kit, Presence, Purpose};
 
 /// The first context ID that no one has yet (section 5.10.4).
 const FIRST_CID: u32 = 3;
@@ -59,7 +59,8 @@ impl Kind for This {
     const BARE: &'static str = "path";
     const EXAMPLE: &'static str = "path=guest.sock";
     const PRESENCE: Presence = Presence::OnRequest;
-    const DRIVERS: &'static [&'static str] = &["vmw_vsock_virtio_transport"];
+    const DRIVERS: &'static [Driver] =
+        &[Driver { module: "vmw_vsock_virtio_transport", option: "VIRTIO_VSOCKETS" }];
 
     fn serve(purpose: Purpose<'_>) -> Option<Spec> {
         matches!(purpose, Purpose::Calls).then_some(Spec { path: None, cid: FIRST_CID })

@@ -106,6 +106,10 @@ fn reword(text: &str, command: Option<&str>, hint: Option<String>) -> String {
         if line.starts_with("Usage: ") {
             break;
         } else if let Some(tip) = line.strip_prefix("tip: ") {
+            if tip.contains("as a value, use '-- ") {
+                // What follows `--` is for the guest.
+                continue;
+            }
             hints += &format!("\n  hint: {tip}");
         } else if let Some(values) = line.strip_prefix("[possible values: ") {
             hints += &format!("\n  hint: it can be {}", values.trim_end_matches(']'));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use base::{Fail, Result, Why};
 use boot::inspect::{self, State};
 use boot::kernel::Kernel;
+use devices::catalog::Driver;
 
 use super::{Module, Tree};
 
@@ -32,26 +33,26 @@ impl<'a> Supply<'a> {
     ///
     /// # Errors
     /// The kernel is known not to have it: says where it should be.
-    pub fn need(&self, name: &str, order: &mut Vec<Module>) -> Result<()> {
-        let Some(tree) = &self.tree else { return self.trust(name) };
-        tree.add(name, order).map_err(|fail| {
+    pub fn need(&self, driver: Driver, order: &mut Vec<Module>) -> Result<()> {
+        let Some(tree) = &self.tree else { return self.trust(driver) };
+        tree.add(driver.module, order).map_err(|fail| {
             Fail::new(Why::Missing, format!("prepare kernel {}", self.kernel.name()))
                 .because(fail.summary())
-                .hint(format!("configure it with CONFIG_{}=m or y", option(name)))
+                .hint(format!("configure it with CONFIG_{}=m or y", driver.option))
         })
     }
 
     /// Adds a module that is of use, if there is one.
-    pub fn wish(&self, name: &str, order: &mut Vec<Module>) {
-        if let Some(Err(fail)) = self.tree.as_ref().map(|tree| tree.add(name, order)) {
+    pub fn wish(&self, driver: Driver, order: &mut Vec<Module>) {
+        if let Some(Err(fail)) = self.tree.as_ref().map(|tree| tree.add(driver.module, order)) {
             ::log::info!("kernel {}: {fail}", self.kernel.name());
         }
     }
 
     /// Without any modules, the configuration says whether the kernel does without; where there is none, it is taken to.
-    fn trust(&self, name: &str) -> Result<()> {
-        let option = option(name);
-        let cause = match inspect::option(self.kernel, &option) {
+    fn trust(&self, driver: Driver) -> Result<()> {
+        let Driver { module: name, option } = driver;
+        let cause = match inspect::option(self.kernel, option) {
             None | Some(State::Builtin) => return Ok(()),
             Some(State::Missing) => format!("it is configured without CONFIG_{option}"),
             Some(State::Module) => {
@@ -83,17 +84,6 @@ fn places(image: Option<&Path>, release: Option<&str>) -> Vec<PathBuf> {
     }
     places.dedup();
     places
-}
-
-/// The configuration option of a module, without its `CONFIG_`.
-fn option(module: &str) -> String {
-    match module {
-        "vmw_vsock_virtio_transport" => "VIRTIO_VSOCKETS".to_owned(),
-        "virtiofs" => "VIRTIO_FS".to_owned(),
-        "overlay" => "OVERLAY_FS".to_owned(),
-        "ext4" => "EXT4_FS".to_owned(),
-        other => other.to_uppercase(),
-    }
 }
 
 #[cfg(test)]
@@ -137,28 +127,29 @@ mod tests {
         let path = dir.path().join("vmlinux");
         image(&path);
         let kernel = Kernel::open(&path).unwrap();
-        let need = |name: &str| {
+        let need = |module: &'static str, option: &'static str| {
             let mut order = Vec::new();
-            Supply::find(&kernel).unwrap().need(name, &mut order).map(|()| order)
+            let driver = Driver { module, option };
+            Supply::find(&kernel).unwrap().need(driver, &mut order).map(|()| order)
         };
-        assert_eq!(need("virtio_blk").unwrap(), [], "nothing is known");
+        assert_eq!(need("virtio_blk", "VIRTIO_BLK").unwrap(), [], "nothing is known");
         fs::write(dir.path().join(".config"), "CONFIG_VIRTIO_BLK=m\nCONFIG_VIRTIO_NET=y\n").unwrap();
-        assert_eq!(need("virtio_net").unwrap(), []);
-        let text = need("virtio_blk").unwrap_err().to_string();
+        assert_eq!(need("virtio_net", "VIRTIO_NET").unwrap(), []);
+        let text = need("virtio_blk", "VIRTIO_BLK").unwrap_err().to_string();
         assert!(text.contains(": virtio_blk is a module and not found in /"), "{text}");
         assert!(
             text.ends_with("hint: put its modules there, or build it with CONFIG_VIRTIO_BLK=y"),
             "{text}"
         );
-        let text = need("virtiofs").unwrap_err().to_string();
-        assert!(text.contains(": it is configured without CONFIG_VIRTIO_FS\n"), "{text}");
+        let text = need("xfs", "XFS_FS").unwrap_err().to_string();
+        assert!(text.contains(": it is configured without CONFIG_XFS_FS\n"), "{text}");
 
         fs::write(dir.path().join("modules.order"), "drivers/block/virtio_blk.o\n").unwrap();
         fs::create_dir_all(dir.path().join("drivers/block")).unwrap();
         fs::write(dir.path().join("drivers/block/virtio_blk.ko"), "ELF\0license=GPL\0depends=\0").unwrap();
-        let found = need("virtio_blk").unwrap();
+        let found = need("virtio_blk", "VIRTIO_BLK").unwrap();
         assert_eq!(found.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["virtio_blk"]);
-        let text = need("overlay").unwrap_err().to_string();
+        let text = need("overlay", "OVERLAY_FS").unwrap_err().to_string();
         assert!(text.contains("load kernel module overlay: it is neither built in nor in /"), "{text}");
         assert!(text.ends_with("hint: configure it with CONFIG_OVERLAY_FS=m or y"), "{text}");
     }

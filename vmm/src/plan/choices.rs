@@ -1,6 +1,7 @@
 //! Settings of a plan that are one of a few words.
 
 use clap::ValueEnum;
+use devices::catalog::Driver;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,11 +56,11 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// The module in which Linux may have its driver.
-    pub fn driver(self) -> &'static str {
+    /// Where Linux has its driver.
+    pub fn driver(self) -> Driver {
         match self {
-            Transport::Auto | Transport::Mmio => "virtio_mmio",
-            Transport::Pci => "virtio_pci",
+            Transport::Auto | Transport::Mmio => Driver { module: "virtio_mmio", option: "VIRTIO_MMIO" },
+            Transport::Pci => Driver { module: "virtio_pci", option: "VIRTIO_PCI" },
         }
     }
 }

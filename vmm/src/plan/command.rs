@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use agent::orders::{self, Orders, Writes};
 use base::{Fail, Result, Why};
-use devices::catalog::{CATALOG, Presence, Purpose};
+use devices::catalog::{CATALOG, Driver, Presence, Purpose};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,14 @@ pub const PORT: u32 = u32::from_be_bytes(*b"mayf");
 /// The device that carries the guest's calls, and the one that has its root.
 const CALLS: &str = "agent";
 const ROOT: &str = "root";
+
+/// File systems that a disk may have.
+const ON_DISKS: &[Driver] = &[
+    Driver { module: "ext4", option: "EXT4_FS" },
+    Driver { module: "xfs", option: "XFS_FS" },
+    Driver { module: "erofs", option: "EROFS_FS" },
+    Driver { module: "squashfs", option: "SQUASHFS" },
+];
 
 /// A program that runs in the guest; the run ends with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -86,15 +94,15 @@ impl Command {
     }
 
     /// Modules without which there is no root.
-    fn vital(&self) -> &'static [&'static str] {
+    fn vital(&self) -> &'static [Driver] {
         &[]
     }
 
     /// Modules that may be of use for the root.
-    fn wished(&self) -> &'static [&'static str] {
+    fn wished(&self) -> &'static [Driver] {
         match &self.root {
             Root::Initrd => &[],
-            Root::Image(_) => &["ext4", "xfs", "erofs", "squashfs"],
+            Root::Image(_) => ON_DISKS,
         }
     }
 }
@@ -129,9 +137,9 @@ impl Plan {
     }
 
     /// The modules that the guest's kernel needs to do what is asked of it, and those that are of use to it.
-    pub fn modules(&self, transport: &'static str) -> (Vec<&'static str>, Vec<&'static str>) {
+    pub fn modules(&self, transport: Driver) -> (Vec<Driver>, Vec<Driver>) {
         let drivers = |device: &Device| {
-            devices::catalog::find(&device.kind).map_or(&[] as &[&str], |entry| entry.drivers())
+            devices::catalog::find(&device.kind).map_or(&[] as &[Driver], |entry| entry.drivers())
         };
         let Some(command) = &self.command else {
             let all = self.devices.iter().flat_map(drivers).copied();
