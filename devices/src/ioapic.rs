@@ -74,7 +74,9 @@ impl IoApic {
     /// Leaves only the first `pins` inputs, before the guest runs: a guest visits each input it is shown with a dozen
     /// accesses. Lines to the others lead nowhere from now on.
     pub fn set_pins(&self, pins: u32) {
-        self.shared.lock().pins.truncate(usize::try_from(pins).unwrap_or(usize::MAX));
+        let mut chip = self.shared.lock();
+        chip.pins.truncate(usize::try_from(pins).unwrap_or(usize::MAX));
+        chip.pins.shrink_to_fit();
     }
 
     /// The registers, for the bus.

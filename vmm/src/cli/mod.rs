@@ -28,21 +28,21 @@ pub fn main() -> u8 {
     // KVM takes a while to answer; the command line can be read meanwhile.
     let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());
     match command::command(command::Detail::for_words(&words)).try_get_matches_from(&words) {
-        Ok(matches) => carry_out(&matches, scout),
+        Ok(matches) => carry_out(matches, scout),
         Err(error) => usage(&error, &words),
     }
 }
 
-fn carry_out(matches: &ArgMatches, scout: Option<Result<Scout>>) -> u8 {
+fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
     log::start(log::level(matches.get_count("verbose"), matches.get_flag("quiet")));
-    let Some((name, matches)) = matches.subcommand() else { return code::USAGE };
-    match name {
+    let Some((name, matches)) = matches.remove_subcommand() else { return code::USAGE };
+    match name.as_str() {
         "run" => run::run(matches, scout.unwrap_or_else(Scout::send)),
-        "inspect" => inspect::inspect(matches),
-        "doctor" => doctor::doctor(matches),
-        "lab" => lab::lab(matches),
-        "completions" => papers::completions(matches),
-        "man" => papers::man(matches),
+        "inspect" => inspect::inspect(&matches),
+        "doctor" => doctor::doctor(&matches),
+        "lab" => lab::lab(&matches),
+        "completions" => papers::completions(&matches),
+        "man" => papers::man(&matches),
         "schema" => papers::schema(),
         _ => code::USAGE,
     }

@@ -24,7 +24,7 @@ use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan, Smbios};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Carries out `mayfly run`; its exit code.
-pub fn run(matches: &ArgMatches, scout: Result<Scout>) -> u8 {
+pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
     let json = matches.get_one::<PathBuf>("json").filter(|_| !matches.get_flag("dry-run"));
     // Before all else: a result that cannot be written should not cost a run.
     let sink = match json.map(|path| Sink::open(path)).transpose() {
@@ -54,15 +54,15 @@ enum Attempt {
     Answered(u8),
 }
 
-fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
-    let begun = beginning(matches)?;
-    let plan = plan(matches, begun.clone())?.complete()?;
+fn attempt(matches: ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
+    let begun = beginning(&matches)?;
+    let plan = plan(&matches, begun.clone())?.complete()?;
     if matches.get_flag("dry-run") {
         return print(&plan).map(Attempt::Answered);
     }
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
-    match take_over(&plan, &scout, handed(matches, &begun)?)? {
+    match take_over(&plan, &scout, handed(&matches, &begun)?)? {
         Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
         Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
@@ -70,6 +70,8 @@ fn attempt(matches: &ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
         }
         None => {}
     }
+    // Small pieces all over the heap: gone, they let go of whole pages.
+    drop((matches, begun));
     let mut report = machine::run(&plan, &scout, outcome::process_start())?;
     if emulated {
         report.accel = Accel::Emulated;

@@ -11,13 +11,13 @@ use rustix::mm::{Advice, madvise};
 /// Costs some ten microseconds, and a minor fault for each 64 KiB that is used again. Under a debugger the pages stay:
 /// its breakpoints are in them.
 pub fn give_back() {
+    if !is_traced(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
+        // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and uses no data.
+        unsafe { libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut()) };
+    }
+    // Last: what was needed here goes too.
     // SAFETY: it may be called at any time; it touches what the allocator holds free.
     unsafe { libc::malloc_trim(0) };
-    if is_traced(&std::fs::read_to_string("/proc/self/status").unwrap_or_default()) {
-        return;
-    }
-    // SAFETY: the callback keeps to the contract of dl_iterate_phdr(3) and uses no data.
-    unsafe { libc::dl_iterate_phdr(Some(let_go), std::ptr::null_mut()) };
 }
 
 /// The first thing a program does. All threads share one heap: another for each would cost four system calls and some
