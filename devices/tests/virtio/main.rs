@@ -18,6 +18,7 @@ macro_rules! over {
             mod images;
             mod net;
             mod rng;
+            mod shares;
             mod transport;
             mod vsock;
 

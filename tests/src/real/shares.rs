@@ -30,12 +30,77 @@ pub fn cases() -> Vec<Case> {
         Flavour::ALL.into_iter().map(|flavour| read_only(flavour, "mmio", "auto")).collect();
     cases.push(read_only(Flavour::Cloud, "pci", "always"));
     cases.push(read_only(Flavour::Cloud, "pci", "never"));
+    for (flavour, transport, cache) in [
+        (Flavour::Cloud, "mmio", "auto"),
+        (Flavour::Cloud, "pci", "always"),
+        (Flavour::Cloud, "pci", "never"),
+        (Flavour::Rt, "pci", "auto"),
+    ] {
+        cases.push(each(flavour, transport, cache));
+    }
+    cases.push(storm("auto", "--transport mmio"));
+    cases.push(storm("always", "--transport pci"));
     cases
+}
+
+/// All that programs do to files, once; and a large file that both sides find alike.
+fn each(flavour: Flavour, transport: &'static str, cache: &'static str) -> Case {
+    Case::new(format!("real::shares::written_{}_{transport}_{cache}", flavour.name()), move |room| {
+        let (kernel, initrd) = stock(flavour)?;
+        let script = format!(
+            "$B mkdir /share && $B mount -t virtiofs share0 /share && /bin/files each /share {cache}
+             $B dd if=/dev/urandom of=/share/big bs=1M count=150 2>/dev/null
+             echo sum=$($B sha256sum </share/big | $B cut -c1-64); $B cp /share/big /share/copy
+             $B umount /share && echo unmounted=yes\n"
+        );
+        let more = room.dir.join("more.cpio");
+        initramfs::write_more(&kernel, &more, "write-share", &script, &["virtiofs"], &["files"])?;
+        let place = place(room)?;
+        let (kernel, initrd) = (kernel.bzimage(), initrd);
+        let arguments = format!(
+            "--initrd more.cpio --transport {transport} --share {place},cache={cache} \
+             --cmdline 'quiet test.do=write-share'"
+        );
+        let output = super::boot(room, &kernel, &initrd, &arguments)?;
+        let found = room.shell(&format!(
+            "cd {place} && for f in big copy; do sha256sum <$f | sed 's/ .*//'; done; cat linked/b
+             find . -user 1000 | wc -l; rm -rf {place}"
+        ))?;
+        output.code(0)?;
+        expect(&output, "failed", "0")?;
+        expect(&output, "unmounted", "yes")?;
+        let sum = value(&output, "sum")?;
+        found.says(&format!("{sum}\n{sum}\nshared3\n"))?;
+        Ok(())
+    })
+}
+
+/// Many programs at the same names, which get the errors of any file system and no others.
+fn storm(cache: &'static str, arguments: &'static str) -> Case {
+    Case::new(format!("real::shares::storm_{cache}"), move |room| {
+        let (kernel, initrd) = stock(Flavour::Cloud)?;
+        let script = "$B mkdir /share && $B mount -t virtiofs share0 /share && /bin/storm /share 8 300
+                      $B umount /share && echo unmounted=yes\n";
+        let more = room.dir.join("more.cpio");
+        initramfs::write_more(&kernel, &more, "storm-share", script, &["virtiofs"], &["storm"])?;
+        let place = place(room)?;
+        let arguments = format!(
+            "--initrd more.cpio --cpus 2 {arguments} --share {place},cache={cache} --cmdline 'quiet test.do=storm-share'"
+        );
+        let output = super::boot(room, &kernel.bzimage(), &initrd, &arguments)?;
+        let left = room.shell(&format!("ls -A {place} | wc -l; rm -rf {place}"))?;
+        output.code(0)?;
+        for (key, wanted) in [("errors", "0"), ("done", "2400"), ("cleared", "true"), ("unmounted", "yes")] {
+            expect(&output, key, wanted)?;
+        }
+        left.says("0\n")?;
+        Ok(())
+    })
 }
 
 /// A directory in memory: the host's own may be on a file system that knows little.
 fn place(room: &mut Room<'_>) -> Result<String, Stop> {
-    let made = room.shell("mktemp -d /dev/shm/share.XXXXXX")?;
+    let made = room.shell("d=$(mktemp -d /dev/shm/share.XXXXXX) && chmod 755 $d && echo $d")?;
     made.code(0)?;
     Ok(made.text().trim().to_owned())
 }

@@ -23,6 +23,7 @@ impl Server {
         let handle = self.handles.get(handle)?;
         let room = call.chain.writable().len().saturating_sub(OUT_HEADER);
         let size = room.min(size.min(LARGEST).into());
+        check_range(offset, size)?;
         let parts = call.chain.writable().parts(OUT_HEADER, size);
         let mut into = Iovecs::guest(call.memory, parts.map(|part| (part.addr.0, part.len)))?;
         // What waits for a disk is done by a thread, from the beginning.
@@ -82,6 +83,7 @@ impl Server {
         if size > LARGEST.into() || size > call.chain.readable().len().saturating_sub(ahead) {
             return Err(Stop::Refused(Errno::INVAL));
         }
+        check_range(offset, size)?;
         if how & KILL_SUIDGID != 0 {
             drop_privileges(&handle.file)?;
         }
@@ -151,6 +153,14 @@ impl Server {
         let len = usize::try_from(len.min(COPY)).unwrap_or(0);
         let moved = rustix::fs::copy_file_range(&from.file, Some(&mut at), &to.file, Some(&mut to_at), len)?;
         Ok(Out::default().u32(u32::try_from(moved).unwrap_or(0)).u32(0).reply())
+    }
+}
+
+/// Refuses what ends behind the last byte that a file can have: the kernel takes some of these numbers for others.
+fn check_range(offset: u64, len: u64) -> Answer<()> {
+    match offset.checked_add(len).map(i64::try_from) {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(Stop::Refused(Errno::INVAL)),
     }
 }
 

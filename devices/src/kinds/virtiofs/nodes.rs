@@ -415,7 +415,8 @@ impl Nodes {
             Err(TryLockError::WouldBlock) => return,
         };
         let enough = left.saturating_sub(left / 16);
-        for _ in 0..self.table().places.saturating_sub(enough).min(self.limits.places).saturating_add(TRIM) {
+        let held = self.table().places.min(self.limits.places);
+        for _ in 0..held.saturating_add(TRIM) {
             let candidate = {
                 let mut table = self.table();
                 if table.places <= enough {
@@ -458,3 +459,6 @@ impl Nodes {
         change()
     }
 }
+
+#[cfg(test)]
+mod tests;

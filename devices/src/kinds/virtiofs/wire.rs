@@ -270,7 +270,7 @@ impl Out {
     /// An entry that says that there is nothing, for so many seconds.
     pub fn no_entry(&mut self, valid: u64) -> &mut Out {
         self.u64(0).u64(0).u64(valid);
-        self.0.resize(ENTRY, 0);
+        self.0.extend([0; ENTRY - 24]);
         self
     }
 
