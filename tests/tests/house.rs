@@ -143,7 +143,10 @@ fn the_rule_of_rooms_can_fail() {
     assert_eq!(lines(rooms::check_root, "devices/base/src/lib.rs", "//! x"), NONE);
     assert_eq!(lines(rooms::check_root, "resources/agent/src/main.rs", "//! x"), [1]);
     assert_eq!(lines(rooms::check_root, "vmm/src/main.rs", "//! x"), NONE);
-    assert_eq!(lines(rooms::check, "vmm/src/main.rs", text), NONE);
+    let door = "#[allow(unsafe_code)]\n#[unsafe(no_mangle)]\nfn main() {}\n";
+    assert_eq!(lines(rooms::check, "vmm/src/main.rs", door), NONE);
+    assert_eq!(lines(rooms::check, "vmm/src/main.rs", &format!("{door}unsafe fn f() {{}}")), [1, 2, 4]);
+    assert_eq!(lines(rooms::check, "vmm/src/main/x.rs", door), [1, 2]);
 }
 
 #[test]

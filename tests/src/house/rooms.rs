@@ -6,10 +6,12 @@ use proc_macro2::{TokenStream, TokenTree};
 
 use super::{Source, Violation};
 
-/// Where `unsafe` may stand: directories, and the file of the same name beside them. The last one is the door: it gives
-/// `main` its name, which the language counts as unsafe, and does nothing else.
-pub const ROOMS: [&str; 5] =
-    ["devices/base/src/sys", "vmm/src/hv/kvm", "vmm/src/sandbox/sys", "tests/guests", "vmm/src/main"];
+/// Where `unsafe` may stand: directories, and the file of the same name beside them.
+pub const ROOMS: [&str; 4] =
+    ["devices/base/src/sys", "vmm/src/hv/kvm", "vmm/src/sandbox/sys", "tests/guests"];
+
+/// The door: it gives `main` its name, which the language counts as unsafe, and does nothing else.
+const DOOR: &str = "vmm/src/main.rs";
 
 /// Whether a file is in a room.
 pub fn is_room(path: &Path) -> bool {
@@ -26,6 +28,10 @@ pub fn check(source: &Source) -> Vec<Violation> {
     };
     let mut found = Vec::new();
     scan(source, tokens, "", &mut found);
+    // The lifted ban, and the word in the attribute.
+    if source.path == Path::new(DOOR) && found.len() == 2 && source.text.contains("#[unsafe(no_mangle)]") {
+        found.clear();
+    }
     found
 }
 
@@ -54,7 +60,7 @@ fn scan(source: &Source, tokens: TokenStream, before: &str, found: &mut Vec<Viol
 
 /// Checks the root of a crate: without a room below it, it says `#![forbid(unsafe_code)]`.
 pub fn check_root(source: &Source) -> Vec<Violation> {
-    if is_room(&source.path) {
+    if source.path == Path::new(DOOR) {
         return Vec::new();
     }
     let crate_dir = source.path.parent().unwrap_or(Path::new(""));

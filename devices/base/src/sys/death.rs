@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 /// Numbers of signals are below this.
 const SIGNALS: usize = 65;
+/// Bytes of the stack of a handler: `act` is short, the runtime's words about an overflow need some KiB.
+const STACK: usize = 64 << 10;
 
 /// Signals that end a process unless it does something about them (signal(7)); real-time signals do, too. Not in it:
 /// `SIGKILL`, about which nothing can be done, and `SIGPIPE` and `SIGXFSZ`, which writers ignore.
@@ -36,14 +38,18 @@ static ACT: OnceLock<fn()> = OnceLock::new();
 static BEFORE: [OnceLock<libc::sigaction>; SIGNALS] = [const { OnceLock::new() }; SIGNALS];
 
 /// Has `act` called before a signal ends this process; the signal then ends it as it would have. Signals that are
-/// ignored or handled are left alone, except for faults, which the runtime handles to explain an overflow of the
+/// ignored or handled are left alone, except for faults, which a Rust runtime handles to explain an overflow of the
 /// stack: it still does, after `act`. A second call changes nothing.
+///
+/// The stack of this thread may overflow: it is given another one for the handler. On a thread that has none, `act` is not
+/// called when its stack overflows.
 ///
 /// `act` runs in a signal handler, in any thread and at any moment: it must take no lock and no memory.
 pub fn prepare(act: fn()) {
     if ACT.set(act).is_err() {
         return;
     }
+    lend_stack();
     for signal in DEADLY.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
         let Some(before) = action_of(signal) else { continue };
         let runtime = [libc::SIGSEGV, libc::SIGBUS].contains(&signal) && before.sa_sigaction != libc::SIG_IGN;
@@ -59,6 +65,21 @@ pub fn prepare(act: fn()) {
         // SAFETY: the mask is a part of the local.
         unsafe { libc::sigfillset(&raw mut action.sa_mask) };
         set_action(signal, &action);
+    }
+}
+
+/// Gives this thread a stack for handlers, for the rest of the process, if it has none.
+fn lend_stack() {
+    // SAFETY: all-zero is a valid `stack_t`, to be filled in.
+    let mut stack: libc::stack_t = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and the pointer is to a local.
+    let told = unsafe { libc::sigaltstack(std::ptr::null(), &raw mut stack) };
+    if told == 0 && stack.ss_flags & libc::SS_DISABLE != 0 {
+        stack.ss_sp = Box::leak(vec![0_u8; STACK].into_boxed_slice()).as_mut_ptr().cast();
+        stack.ss_size = STACK;
+        stack.ss_flags = 0;
+        // SAFETY: the memory is never freed, and nobody else has it. A refusal changes nothing.
+        unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
     }
 }
 
@@ -131,6 +152,10 @@ mod tests {
         let Ok(how) = std::env::var(DEATH) else { return };
         let no_core = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Core, no_core).unwrap();
+        // As in a program with C's main: the runtime of tests gives each thread a stack for handlers.
+        let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+        // SAFETY: no handler runs on it now.
+        assert_eq!(unsafe { libc::sigaltstack(&raw const none, std::ptr::null_mut()) }, 0);
         prepare(last_words);
         match how.as_str() {
             // SAFETY: none: the fault is what is tested.
