@@ -244,6 +244,17 @@ pub fn write_more(
     fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
 }
 
+/// Writes a RAM disk to `path` that adds the file `name` at its top.
+///
+/// # Errors
+/// The host refuses.
+pub fn write_file(path: &Path, name: &str, bytes: &[u8]) -> Result<(), String> {
+    let mut archive = Archive::default();
+    archive.add(name, 0o100_644, (0, 0), bytes);
+    archive.add("TRAILER!!!", 0, (0, 0), b"");
+    fs::write(path, archive.bytes).map_err(|cause| format!("write {}: {cause}", path.display()))
+}
+
 /// Where cargo has put a program of this crate: beside this one, or one directory above where this one is a test.
 ///
 /// # Errors

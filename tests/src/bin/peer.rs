@@ -4,7 +4,14 @@
 //!     peer host PATH COUNT MIB      on the host, before the guest starts
 //!
 //! COUNT connections are open at the same time, in either direction; streams are of so many MiB. What came out is said
-//! as `key=value`.
+//! as `key=value`. And piece by piece:
+//!
+//!     peer serve PATH MIB           on the host: whoever comes is served, until its input ends
+//!     peer echo MIB                 in the guest: a stream goes to the host and back
+//!     peer streams MIB              in the guest: a stream to the host, then one from there
+//!     peer many COUNT               in the guest: COUNT connections, a few at a time; each sends a byte and takes one
+//!     peer answer                   in the guest: whoever comes is served, until END is called
+//!     peer call PATH COUNT          on the host: as `many`, in the other direction; then calls END
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
@@ -27,6 +34,8 @@ const END: u32 = 7;
 const HOST_ECHO: u32 = 80;
 const TAKE: u32 = 81;
 const GIVE: u32 = 82;
+/// Connections at a time, where they are not to be open all at once.
+const FEW: usize = 4;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,7 +43,17 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["guest", count, mib] => guest(number(count), number(mib)),
         ["host", path, count, mib] => host(path, number(count), number(mib)),
-        _ => Err(io::Error::other("peer guest COUNT MIB | peer host PATH COUNT MIB")),
+        ["serve", path, mib] => attend(path, number(mib)),
+        ["echo", mib] => call(HOST_ECHO)
+            .and_then(|stream| both_ways(&stream, stream.try_clone()?, number(mib)))
+            .map(|sum| println!("echo={sum}")),
+        ["streams", mib] => up(number(mib)).and_then(|()| down()),
+        ["many", count] => many(number(count), || call(HOST_ECHO)).map(|count| println!("many={count}")),
+        ["answer"] => answer(),
+        ["call", path, count] => many(number(count), || connect(path, ECHO))
+            .map(|count| println!("many={count}"))
+            .and_then(|()| connect(path, END).map(drop)),
+        _ => Err(io::Error::other("see tests/src/bin/peer.rs")),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,18 +74,57 @@ fn guest(count: usize, mib: usize) -> io::Result<()> {
     let end = listen(END)?;
     println!("calls={}", calls(count, || call(HOST_ECHO))?);
     println!("refused={}", call(99).is_err());
+    up(mib)?;
+    down()?;
+    drop(end.accept()?);
+    println!("guest=done");
+    Ok(())
+}
+
+/// A stream to the host, which tells its sum.
+fn up(mib: usize) -> io::Result<()> {
     let up = call(TAKE)?;
     let sum = give(&up, mib)?;
     up.shutdown(Shutdown::Write)?;
     println!("up={}", verdict(&sum, &told(&up)?));
+    Ok(())
+}
+
+/// A stream from the host, which is told its sum.
+fn down() -> io::Result<()> {
     let down = call(GIVE)?;
     let sum = take(&down)?;
     (&down).write_all(sum.as_bytes())?;
     println!("down={sum}");
-    drop(down);
-    drop(end.accept()?);
-    println!("guest=done");
     Ok(())
+}
+
+/// Serves calls from the host until one to END.
+fn answer() -> io::Result<()> {
+    let (echo, end) = (listen(ECHO)?, listen(END)?);
+    crew(move || Ok(echo.accept()?.0), bounce);
+    drop(end.accept()?);
+    println!("answer=done");
+    Ok(())
+}
+
+/// Serves calls from the guest until the input ends.
+fn attend(path: &str, mib: usize) -> io::Result<()> {
+    for (port, work) in [(HOST_ECHO, bounce as fn(&UnixStream) -> _), (TAKE, take_and_tell)] {
+        let listener = UnixListener::bind(format!("{path}_{port}"))?;
+        crew(move || Ok(listener.accept()?.0), work);
+    }
+    let listener = UnixListener::bind(format!("{path}_{GIVE}"))?;
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            match give_and_ask(&stream, mib) {
+                Ok(sum) => println!("given={sum}"),
+                Err(error) => println!("given=failed: {error}"),
+            }
+        }
+    });
+    println!("host=ready");
+    io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
 }
 
 fn listen(port: u32) -> io::Result<Socket> {
@@ -91,12 +149,11 @@ fn host(path: &str, count: usize, mib: usize) -> io::Result<()> {
     println!("host=ready");
     // The guest asks for it last, after all it does by itself.
     let (stream, _) = listener.accept()?;
-    let sum = give(&stream, mib)?;
-    stream.shutdown(Shutdown::Write)?;
-    println!("given={}", verdict(&sum, &told(&stream)?));
+    println!("given={}", give_and_ask(&stream, mib)?);
     println!("called={}", calls(count, || connect(path, ECHO))?);
     println!("nobody={}", connect(path, 99).is_err());
-    println!("echo={}", both_ways(connect(path, ECHO)?, mib)?);
+    let echo = connect(path, ECHO)?;
+    println!("echo={}", both_ways(&echo, echo.try_clone()?, mib)?);
     drop(connect(path, END)?);
     Ok(())
 }
@@ -131,6 +188,24 @@ fn serve<S: Send + 'static>(accept: &dyn Fn() -> io::Result<S>, work: fn(&S) -> 
         if let Err(error) = started {
             println!("served=failed: {error}");
         }
+    }
+}
+
+/// Serves whoever comes, a few at a time: starting a thread takes longer than a short visit.
+fn crew<S>(
+    accept: impl Fn() -> io::Result<S> + Send + Sync + 'static,
+    work: impl Fn(&S) -> io::Result<()> + Copy + Send + 'static,
+) {
+    let accept = std::sync::Arc::new(accept);
+    for _ in 0..2 * FEW {
+        let accept = accept.clone();
+        thread::spawn(move || {
+            while let Ok(stream) = accept() {
+                if let Err(error) = work(&stream) {
+                    println!("served=failed: {error}");
+                }
+            }
+        });
     }
 }
 
@@ -184,6 +259,34 @@ where
         right += usize::from(bytes == at.to_le_bytes());
     }
     Ok(right)
+}
+
+/// Opens connections one after another, a few at a time, and lets each send a byte and take it back.
+fn many<S>(count: usize, open: impl Fn() -> io::Result<S> + Sync) -> io::Result<usize>
+where
+    for<'a> &'a S: Read + Write,
+{
+    let some = |from: usize| {
+        let mut right = 0;
+        for at in (from..count).step_by(FEW) {
+            let told =
+                |what: &str, error: io::Error| io::Error::other(format!("{what} number {at}: {error}"));
+            let stream = open().map_err(|error| told("open", error))?;
+            let (mut stream, byte) = (&stream, [at.to_le_bytes()[0]]);
+            stream.write_all(&byte).map_err(|error| told("write to", error))?;
+            let mut back = [0];
+            stream.read_exact(&mut back).map_err(|error| told("read from", error))?;
+            right += usize::from(byte == back);
+        }
+        io::Result::Ok(right)
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..FEW).map(|from| scope.spawn(move || some(from))).collect();
+        let ends = threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| io::Error::other("a caller panicked"))?);
+        ends.sum()
+    })
 }
 
 /// Bytes that repeat late, and their sum (FNV-1a over 8-byte words).
@@ -263,15 +366,24 @@ fn verdict(sum: &str, told: &str) -> String {
     if sum == told { sum.to_owned() } else { format!("{sum}, and there it is {told}") }
 }
 
-/// Sends and receives at the same time; what comes back is what was sent.
-fn both_ways(stream: UnixStream, mib: usize) -> io::Result<String> {
-    let writer = stream.try_clone()?;
+/// Gives a stream, and is told its sum.
+fn give_and_ask(stream: &UnixStream, mib: usize) -> io::Result<String> {
+    let sum = give(stream, mib)?;
+    stream.shutdown(Shutdown::Write)?;
+    Ok(verdict(&sum, &told(stream)?))
+}
+
+/// Sends and receives at the same time, by two handles of one stream; what comes back is what was sent.
+fn both_ways<S: Stream + Write + Send + 'static>(stream: &S, mut twin: S, mib: usize) -> io::Result<String>
+where
+    for<'a> &'a S: Read,
+{
     let sent = thread::spawn(move || {
-        let sum = give(&writer, mib)?;
-        writer.shutdown(Shutdown::Write)?;
+        let sum = give(&mut twin, mib)?;
+        twin.end()?;
         io::Result::Ok(sum)
     });
-    let back = take(&stream)?;
+    let back = take(stream)?;
     let sent = sent.join().map_err(|_| io::Error::other("the sender has panicked"))??;
     Ok(verdict(&sent, &back))
 }

@@ -1,6 +1,6 @@
 //! Runs a command on a terminal of its own and plays the operator.
 //!
-//!     terminal [expect=TEXT | send=TEXT | signal=NAME]... -- COMMAND...
+//!     terminal [expect=TEXT | send=TEXT | signal=NAME | patience=SECONDS]... -- COMMAND...
 //!
 //! Steps are taken in order; `\n`, `\\` and `\xHH` stand for bytes. It copies what the command writes, ends with the
 //! command's exit code or 128 and the number of the signal that ended it, with 97 when an expected text does not come, and with 98 when the command left the terminal
@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
+/// Time for a text to come, and for the end, unless a step says otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn main() -> ExitCode {
@@ -53,9 +54,14 @@ fn play(arguments: &[String]) -> Result<u8, String> {
         .spawn()
         .map_err(|e| told("start setsid", &e))?;
     let mut seen = Vec::new();
+    let mut patience = PATIENCE;
     for step in steps {
         let taken = match step.split_once('=') {
-            Some(("expect", text)) => expect(&mut master, &bytes(text)?, &mut seen, &mut child),
+            Some(("expect", text)) => expect(&mut master, &bytes(text)?, &mut seen, &mut child, patience),
+            Some(("patience", seconds)) => seconds
+                .parse()
+                .map(|seconds| patience = Duration::from_secs(seconds))
+                .map_err(|e| told(step, &e)),
             Some(("send", text)) => master.write_all(&bytes(text)?).map_err(|e| told("send", &e)),
             Some(("signal", name)) => signal(name, &child),
             _ => Err(format!("what is the step {step:?}?")),
@@ -66,7 +72,7 @@ fn play(arguments: &[String]) -> Result<u8, String> {
             return Err(why);
         }
     }
-    let code = finish(&mut master, &mut child)?;
+    let code = finish(&mut master, &mut child, patience)?;
     let after = tcgetattr(&slave).map_err(|e| told("read the terminal's settings", &e))?;
     if format!("{before:?}") != format!("{after:?}") {
         eprintln!("terminal: the settings were not restored\nbefore {before:?}\nafter {after:?}");
@@ -93,8 +99,14 @@ fn open() -> rustix::io::Result<OwnedFd> {
 }
 
 /// Reads until `text` has come; later texts are looked for behind it.
-fn expect(master: &mut File, text: &[u8], seen: &mut Vec<u8>, child: &mut Child) -> Result<(), String> {
-    let deadline = Instant::now() + PATIENCE;
+fn expect(
+    master: &mut File,
+    text: &[u8],
+    seen: &mut Vec<u8>,
+    child: &mut Child,
+    patience: Duration,
+) -> Result<(), String> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(at) = seen.windows(text.len()).position(|window| window == text) {
             seen.drain(..at + text.len());
@@ -114,8 +126,8 @@ fn expect(master: &mut File, text: &[u8], seen: &mut Vec<u8>, child: &mut Child)
 }
 
 /// Copies what comes until the command has ended.
-fn finish(master: &mut File, child: &mut Child) -> Result<u8, String> {
-    let deadline = Instant::now() + PATIENCE;
+fn finish(master: &mut File, child: &mut Child, patience: Duration) -> Result<u8, String> {
+    let deadline = Instant::now() + patience;
     loop {
         let more = receive(master, Duration::from_millis(20))?;
         if let (true, Ok(Some(status))) = (more.is_empty(), child.try_wait()) {

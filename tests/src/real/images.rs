@@ -8,7 +8,7 @@ use crate::kernels::Flavour;
 
 /// How a disk is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Make {
+pub(crate) enum Make {
     Raw,
     Direct,
     Queues,
@@ -20,7 +20,7 @@ enum Make {
 }
 
 impl Make {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Make::Raw => "raw",
             Make::Direct => "direct",
@@ -33,53 +33,57 @@ impl Make {
         }
     }
 
-    /// Makes the image out of `disk.img`, a raw one.
-    fn prepare(self) -> &'static str {
+    /// Makes the image out of `STEM.img`, a raw one.
+    pub(crate) fn prepare(self, stem: &str) -> String {
         match self {
-            Make::Qcow2 => "qemu-img convert -O qcow2 disk.img disk.qcow2",
-            Make::Backed => {
-                "qemu-img convert -c -O qcow2 disk.img base.qcow2 && \
-                 qemu-img create -q -f qcow2 -F qcow2 -b base.qcow2 disk.qcow2"
-            }
-            _ => "true",
+            Make::Qcow2 => format!("qemu-img convert -O qcow2 {stem}.img {stem}.qcow2"),
+            Make::Backed => format!(
+                "qemu-img convert -c -O qcow2 {stem}.img {stem}-base.qcow2 && \
+                 qemu-img create -q -f qcow2 -F qcow2 -b {stem}-base.qcow2 {stem}.qcow2"
+            ),
+            _ => "true".to_owned(),
         }
     }
 
-    fn flag(self) -> &'static str {
-        match self {
-            Make::Raw => "path=disk.img",
-            Make::Direct => "path=disk.img,direct=on",
-            Make::Queues => "path=disk.img,queues=2 --cpus 2",
-            Make::Threads => "path=disk.img,io=threads",
-            Make::Qcow2 => "path=disk.qcow2,format=qcow2",
-            Make::Backed => "path=disk.qcow2,format=qcow2,backing=on",
-            Make::Kept => "path=disk.img,overlay=over.qcow2",
-            Make::Throwaway => "path=disk.img,overlay=on",
-        }
+    /// The options of a machine with it.
+    pub(crate) fn flags(self, stem: &str) -> String {
+        let more = match self {
+            Make::Raw => ".img",
+            Make::Direct => ".img,direct=on",
+            Make::Queues => ".img,queues=2 --cpus 2",
+            Make::Threads => ".img,io=threads",
+            Make::Qcow2 => ".qcow2,format=qcow2",
+            Make::Backed => ".qcow2,format=qcow2,backing=on",
+            Make::Kept => return format!("--disk path={stem}.img,overlay={stem}-over.qcow2"),
+            Make::Throwaway => ".img,overlay=on",
+        };
+        format!("--disk path={stem}{more}")
     }
 
     /// The file that stays as it is.
-    fn base(self) -> Option<&'static str> {
+    pub(crate) fn base(self, stem: &str) -> Option<String> {
         match self {
-            Make::Backed => Some("base.qcow2"),
-            Make::Kept | Make::Throwaway => Some("disk.img"),
+            Make::Backed => Some(format!("{stem}-base.qcow2")),
+            Make::Kept | Make::Throwaway => Some(format!("{stem}.img")),
             _ => None,
         }
     }
 
-    /// Turns what the guest has left into the raw image `after.img`. An image may have lost track of free clusters when
-    /// its machine was ended (`qemu-img check` answers 3), but nothing else.
-    fn after(self, torn: bool) -> Option<String> {
+    /// Turns what the guest has left into the raw image `STEM-after.img`. An image may have lost track of free clusters
+    /// when its machine was ended (`qemu-img check` answers 3), but nothing else.
+    pub(crate) fn after(self, stem: &str, torn: bool) -> Option<String> {
         let image = match self {
             Make::Raw | Make::Direct | Make::Queues | Make::Threads => {
-                return Some("mv disk.img after.img".into());
+                return Some(format!("mv {stem}.img {stem}-after.img"));
             }
-            Make::Qcow2 | Make::Backed => "disk.qcow2",
-            Make::Kept => "over.qcow2",
+            Make::Qcow2 | Make::Backed => format!("{stem}.qcow2"),
+            Make::Kept => format!("{stem}-over.qcow2"),
             Make::Throwaway => return None,
         };
         let leaks = if torn { " || [ $? = 3 ]" } else { "" };
-        Some(format!("{{ qemu-img check -q {image}{leaks}; }} && qemu-img convert -O raw {image} after.img"))
+        Some(format!(
+            "{{ qemu-img check -q {image}{leaks}; }} && qemu-img convert -O raw {image} {stem}-after.img"
+        ))
     }
 }
 
@@ -96,25 +100,27 @@ pub fn cases() -> Vec<Case> {
     churned.chain(killed).collect()
 }
 
-/// An ext4 file system in a disk of this make, and the sum of what must stay.
-fn prepare(room: &mut Room<'_>, make: Make) -> Result<String, Stop> {
-    room.shell(
-        "mkdir d && echo by-the-host >d/given && truncate -s 64M disk.img && mkfs.ext4 -q -d d disk.img",
-    )?
+/// An ext4 file system of so many MiB in a disk of this make, and the sum of what must stay.
+pub(crate) fn prepare(room: &mut Room<'_>, make: Make, stem: &str, mib: u64) -> Result<String, Stop> {
+    room.shell(&format!(
+        "mkdir d && echo by-the-host >d/given && truncate -s {mib}M {stem}.img && mkfs.ext4 -q -d d {stem}.img && \
+         {}",
+        make.prepare(stem)
+    ))?
     .code(0)?;
-    room.shell(make.prepare())?.code(0)?;
-    sum(room, make)
+    sum(room, make, stem)
 }
 
-fn sum(room: &mut Room<'_>, make: Make) -> Result<String, Stop> {
-    let Some(base) = make.base() else { return Ok(String::new()) };
+/// The sum of what must stay of a disk of this make.
+pub(crate) fn sum(room: &mut Room<'_>, make: Make, stem: &str) -> Result<String, Stop> {
+    let Some(base) = make.base(stem) else { return Ok(String::new()) };
     Ok(room.shell(&format!("sha256sum <{base}"))?.code(0)?.text())
 }
 
 fn churn(room: &mut Room<'_>, make: Make) -> Verdict {
     let (kernel, initrd) = stock(Flavour::Cloud)?;
-    let before = prepare(room, make)?;
-    let arguments = format!("--disk {} --cmdline 'quiet test.do=churn'", make.flag());
+    let before = prepare(room, make, "disk", 64)?;
+    let arguments = format!("{} --cmdline 'quiet test.do=churn'", make.flags("disk"));
     let output = boot(room, &kernel.bzimage(), &initrd, &arguments)?;
     output.code(0)?;
     expect(&output, "mounted", "by-the-host")?;
@@ -122,19 +128,21 @@ fn churn(room: &mut Room<'_>, make: Make) -> Verdict {
     expect(&output, "trimmed", "yes")?;
     expect(&output, "unmounted", "yes")?;
     let sums = value(&output, "sums")?;
-    if sum(room, make)? != before {
+    if sum(room, make, "disk")? != before {
         return Err("the base of the overlay has changed".into());
     }
-    if let Some(after) = make.after(false) {
+    if let Some(after) = make.after("disk", false) {
         room.shell(&after)?.code(0)?;
-        room.shell("e2fsck -f -n after.img")?.code(0)?;
-        room.shell("debugfs -R 'dump sums copy' after.img && sha256sum <copy")?.code(0)?.mentions(&sums)?;
+        room.shell("e2fsck -f -n disk-after.img")?.code(0)?;
+        room.shell("debugfs -R 'dump sums copy' disk-after.img && sha256sum <copy")?
+            .code(0)?
+            .mentions(&sums)?;
         // The files as they are in the image, beside the sums that the guest took.
-        let rest = "mkdir out && debugfs -R 'rdump / out' after.img && cd out && sha256sum -c sums";
+        let rest = "mkdir out && debugfs -R 'rdump / out' disk-after.img && cd out && sha256sum -c sums";
         room.shell(rest)?.code(0)?;
     }
     // And the next machine can use it.
-    if make.base().is_some() {
+    if make.base("disk").is_some() {
         let again = boot(room, &kernel.bzimage(), &initrd, &arguments)?;
         again.code(0)?;
         expect(&again, "intact", "7")?;
@@ -144,14 +152,14 @@ fn churn(room: &mut Room<'_>, make: Make) -> Verdict {
 
 fn killed(room: &mut Room<'_>, make: Make) -> Verdict {
     let (kernel, initrd) = stock(Flavour::Cloud)?;
-    let before = prepare(room, make)?;
+    let before = prepare(room, make, "disk", 64)?;
     let run = format!(
-        "{} run {} --kernel {} --initrd {} --timeout 90s --disk {} --cmdline 'quiet test.do=synced'",
+        "{} run {} --kernel {} --initrd {} --timeout 90s {} --cmdline 'quiet test.do=synced'",
         quote(&room.mayfly.display().to_string()),
         room.ground.options(),
         kernel.bzimage().display(),
         initrd.display(),
-        make.flag(),
+        make.flags("disk"),
     );
     // `kill -0` fails once mayfly has ended by itself, which is wrong.
     let output = room.shell(&format!(
@@ -161,13 +169,13 @@ fn killed(room: &mut Room<'_>, make: Make) -> Verdict {
     ))?;
     expect(&output, "code", "137")?;
     let kept = value(&output, "synced")?;
-    if sum(room, make)? != before {
+    if sum(room, make, "disk")? != before {
         return Err("the base of the overlay has changed".into());
     }
-    let after = make.after(true).ok_or("this make keeps nothing")?;
+    let after = make.after("disk", true).ok_or("this make keeps nothing")?;
     room.shell(&after)?.code(0)?;
     // The first look replays the journal, the second finds nothing to mend.
-    room.shell("e2fsck -p after.img >/dev/null; e2fsck -f -n after.img")?.code(0)?;
-    room.shell("debugfs -R 'dump kept copy' after.img && sha256sum <copy")?.code(0)?.mentions(&kept)?;
+    room.shell("e2fsck -p disk-after.img >/dev/null; e2fsck -f -n disk-after.img")?.code(0)?;
+    room.shell("debugfs -R 'dump kept copy' disk-after.img && sha256sum <copy")?.code(0)?.mentions(&kept)?;
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! Cases with stock Linux kernels: every flavour, form and size, every end, a disk with a file system on it, and a network.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::ground::Output;
+use crate::ground::{Ground, Output, Shell};
 use crate::harness::{Case, Room, Stop, Verdict};
 use crate::initramfs;
 use crate::kernels::{Flavour, Kernel};
@@ -11,12 +12,14 @@ mod boots;
 mod commands;
 mod consoles;
 mod disks;
+pub(crate) mod drivers;
 mod ends;
 mod identity;
-mod images;
+pub(crate) mod images;
 mod memory;
 mod network;
 mod pci;
+pub(crate) mod random;
 mod shares;
 mod sockets;
 
@@ -28,6 +31,8 @@ pub fn cases() -> Vec<Case> {
         ends::cases(),
         disks::cases(),
         images::cases(),
+        random::cases(),
+        drivers::cases(),
         network::cases(),
         pci::cases(),
         shares::cases(),
@@ -41,8 +46,34 @@ pub fn cases() -> Vec<Case> {
     .collect()
 }
 
+/// The ground for real guests.
+///
+/// # Errors
+/// It cannot be told whether this machine runs kernels, or the emulated host cannot be started.
+pub fn ground(mayfly: &Path) -> Result<Box<dyn Ground>, Stop> {
+    if runs_linux(mayfly)? {
+        return Ok(Box::new(Shell::local()?));
+    }
+    Ok(Box::new(Shell::emulated(mayfly)?))
+}
+
+/// Whether this machine's KVM runs kernels: `--accel kvm` refuses before the boot where it does not.
+fn runs_linux(mayfly: &Path) -> Result<bool, Stop> {
+    let dir = tempfile::tempdir().map_err(|cause| format!("make a directory: {cause}"))?;
+    let kernel = dir.path().join("tiny.elf");
+    let code = crate::guests::all()["tiny"];
+    std::fs::write(&kernel, crate::image::elf(code, false))
+        .map_err(|cause| format!("write a kernel: {cause}"))?;
+    let run = Command::new(mayfly)
+        .args(["run", "--accel", "kvm", "--serial", "none", "--kernel"])
+        .arg(&kernel)
+        .output()
+        .map_err(|cause| format!("run {}: {cause}", mayfly.display()))?;
+    Ok(run.status.success())
+}
+
 /// A kernel and a RAM disk for it. A kernel that cannot be had is a reason to skip.
-fn stock(flavour: Flavour) -> Result<(Kernel, PathBuf), Stop> {
+pub(crate) fn stock(flavour: Flavour) -> Result<(Kernel, PathBuf), Stop> {
     let kernel = Kernel::fetch(flavour).map_err(Stop::Skipped)?;
     let initrd = kernel.beside("test.cpio");
     // Written anew by every process: it is part of what is under test.
@@ -56,13 +87,18 @@ fn stock(flavour: Flavour) -> Result<(Kernel, PathBuf), Stop> {
 }
 
 /// Boots `kernel` with the RAM disk `initrd`.
-fn boot(room: &mut Room<'_>, kernel: &Path, initrd: &Path, arguments: &str) -> Result<Output, Stop> {
+pub(crate) fn boot(
+    room: &mut Room<'_>,
+    kernel: &Path,
+    initrd: &Path,
+    arguments: &str,
+) -> Result<Output, Stop> {
     let (kernel, initrd) = (kernel.display(), initrd.display());
     room.guest(&format!("--kernel {kernel} --initrd {initrd} --timeout 90s {arguments}"))
 }
 
 /// The value that the guest said for `key`.
-fn value(output: &Output, key: &str) -> Result<String, Stop> {
+pub(crate) fn value(output: &Output, key: &str) -> Result<String, Stop> {
     let text = output.text();
     text.lines()
         .find_map(|line| line.trim_end().strip_prefix(key)?.strip_prefix('=').map(str::to_owned))
@@ -70,7 +106,7 @@ fn value(output: &Output, key: &str) -> Result<String, Stop> {
 }
 
 /// Demands that the guest said `key=wanted`.
-fn expect(output: &Output, key: &str, wanted: &str) -> Verdict {
+pub(crate) fn expect(output: &Output, key: &str, wanted: &str) -> Verdict {
     let found = value(output, key)?;
     if found == wanted { Ok(()) } else { Err(output.differs(&format!("{key}={wanted} (it is {found})"))) }
 }
