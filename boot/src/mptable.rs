@@ -2,7 +2,8 @@
 //! chapter 4).
 //!
 //! The floating pointer lies in the last KiB of conventional memory, where every kernel looks; the table it points to
-//! is in the BIOS area. All interrupts are of an ISA bus, edge-triggered and active-high: the only kind there is here.
+//! is in the BIOS area. Interrupts are of an ISA bus, edge-triggered and active-high, but for the pins of functions on a PCI
+//! bus, which are as they are on PCI.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +27,9 @@ const SIGNATURE: u32 = 0x600;
 const FPU_AND_APIC: u32 = 1 | 1 << 9;
 const ENABLED: u8 = 1;
 const BOOT_PROCESSOR: u8 = 2;
-const ISA: u8 = 0;
+/// The number of the bus of interrupts that are not of PCI. A PCI bus has to have its own number, which is 0.
+const ISA: u8 = 1;
+const PCI: u8 = 0;
 /// APIC IDs have eight bits, of which 0xff means all, and the I/O APIC needs one.
 const CPUS_MAX: u32 = 254;
 const ALL: u8 = 0xff;
@@ -88,13 +91,19 @@ pub fn table(machine: &Machine) -> Result<Vec<u8>> {
         let head = [PROCESSOR, id, LAPIC_VERSION, flags];
         entries.add(&[&head[..], &SIGNATURE.to_le_bytes(), &FPU_AND_APIC.to_le_bytes(), &[0; 8]]);
     }
+    if machine.bridge.is_some() {
+        entries.add(&[&[BUS, PCI], b"PCI   "]);
+    }
     entries.add(&[&[BUS, ISA], b"ISA   "]);
     let version = if machine.full_irqchip { KERNEL_IOAPIC_VERSION } else { IOAPIC_VERSION };
     entries.add(&[&[IO_APIC, io_apic, version, ENABLED], &low(IOAPIC)]);
+    let byte = |irq: u32| u8::try_from(irq).map_err(|_| fail(format!("an MP table has no interrupt {irq}")));
     for (irq, pin) in interrupts(machine) {
-        let named = u8::try_from(irq).ok().zip(u8::try_from(pin).ok());
-        let (irq, pin) = named.ok_or_else(|| fail(format!("an MP table has no interrupt {irq}")))?;
-        entries.add(&[&[IO_INTERRUPT, INT, 0, 0, ISA, irq, io_apic, pin]]);
+        entries.add(&[&[IO_INTERRUPT, INT, 0, 0, ISA, byte(irq)?, io_apic, byte(pin)?]]);
+    }
+    for (device, gsi) in pins(machine) {
+        // Section D.3: the device, and its pin in the two lowest bits, of which INTA is 0. As the bus has it.
+        entries.add(&[&[IO_INTERRUPT, INT, 0, 0, PCI, device << 2, io_apic, byte(*gsi)?]]);
     }
     if machine.full_irqchip {
         entries.add(&[&[LOCAL_INTERRUPT, EXT_INT, 0, 0, ISA, 0, 0, 0]]);
@@ -111,7 +120,14 @@ fn interrupts(machine: &Machine) -> BTreeMap<u32, u32> {
         found.extend((0..16).filter(|irq| *irq != 2).map(|irq| (irq, if irq == 0 { 2 } else { irq })));
     }
     found.extend(machine.nodes.iter().flat_map(|node| &node.irqs).map(|irq| (*irq, *irq)));
+    // An input is of one bus, or it would be of two kinds.
+    found.retain(|_, input| pins(machine).all(|(_, gsi)| gsi != input));
     found
+}
+
+/// The devices of the PCI bus and where their pins lead.
+fn pins<'a>(machine: &Machine<'a>) -> impl Iterator<Item = &'a (u8, u32)> {
+    machine.bridge.into_iter().flat_map(|bridge| &bridge.pins)
 }
 
 /// Entries of the table, one after another.
@@ -164,7 +180,7 @@ fn low(address: u64) -> [u8; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::node::Node;
+    use base::node::{HostBridge, Node};
 
     fn node(irqs: &[u32]) -> Node {
         let (ports, memory) = (Vec::new(), Vec::new());
@@ -204,7 +220,7 @@ mod tests {
             "50434d50",                 // PCMP
             "8400",                     // bytes
             "04",                       // 1.4
-            "b3",                       // checksum
+            "ae",                       // checksum
             "4d4159464c592020",         // MAYFLY
             "4d4159464c59564d20202020", // MAYFLYVM
             "000000000000",             // no OEM table
@@ -213,12 +229,12 @@ mod tests {
             "00000000",                 // no extended table
             "0000140300060000010200000000000000000000",
             "0001140100060000010200000000000000000000",
-            "0100495341202020", // bus 0 is ISA
+            "0101495341202020", // bus 1 is ISA
             "020220010000c0fe", // I/O APIC 2
-            "0300000000040204", // interrupt 4 at input 4
-            "0300000000050205",
-            "0300000000110211",
-            "040100000000ff01", // NMI at LINT1 of all
+            "0300000001040204", // interrupt 4 at input 4
+            "0300000001050205",
+            "0300000001110211",
+            "040100000100ff01", // NMI at LINT1 of all
         ]
         .concat();
         assert_eq!(hex(&table), expected);
@@ -230,10 +246,30 @@ mod tests {
         let table = table(&machine(1, &[node(&[4])], true)).unwrap();
         let entries: Vec<_> = table[44 + 20 + 8 + 8..].chunks(8).map(hex).collect();
         assert_eq!(entries.len(), 15 + 2);
-        assert_eq!(entries[0], "0300000000000102", "the timer arrives at input 2");
-        assert_eq!(entries[1], "0300000000010101");
-        assert_eq!(entries[2], "0300000000030103", "there is no interrupt 2");
-        assert_eq!(entries[15..], ["0403000000000000", "040100000000ff01"]);
+        assert_eq!(entries[0], "0300000001000102", "the timer arrives at input 2");
+        assert_eq!(entries[1], "0300000001010101");
+        assert_eq!(entries[2], "0300000001030103", "there is no interrupt 2");
+        assert_eq!(entries[15..], ["0403000001000000", "040100000100ff01"]);
+    }
+
+    #[test]
+    fn pins_of_a_pci_bus_are_named_and_of_no_other_bus() {
+        let bridge = HostBridge { ecam: (0, 0), low: (0, 0), high: (0, 0), pins: vec![(1, 5), (31, 23)] };
+        for full in [false, true] {
+            let nodes = [node(&[4])];
+            let table = table(&Machine { bridge: Some(&bridge), ..machine(1, &nodes, full) }).unwrap();
+            let entries: Vec<_> = table[44 + 20..].chunks(8).map(hex).collect();
+            assert_eq!(entries[..2], ["0100504349202020", "0101495341202020"]);
+            let named = |bus: &str| {
+                entries.iter().filter(|entry| entry.starts_with(&format!("03000000{bus}"))).count()
+            };
+            assert_eq!((named("00"), named("01")), (2, if full { 14 } else { 1 }), "{entries:?}");
+            assert!(entries.contains(&"0300000000040105".into()), "INTA of device 1 at input 5: {entries:?}");
+            assert!(
+                entries.contains(&"03000000007c0117".into()),
+                "INTA of device 31 at input 23: {entries:?}"
+            );
+        }
     }
 
     #[test]

@@ -20,9 +20,12 @@ pub fn cases() -> Vec<Case> {
         .into_iter()
         .map(|flavour| {
             let name = format!("real::consoles::hvc0_and_named_port_{}", flavour.name());
-            Case::new(name, move |room| talk(room, flavour))
+            Case::new(name, move |room| talk(room, flavour, ""))
         })
         .collect();
+    cases.push(Case::new("real::consoles::hvc0_and_named_port_cloud_pci", |room| {
+        talk(room, Flavour::Cloud, "--transport pci")
+    }));
     cases.push(Case::new("real::consoles::panic_on_hvc0_alone", |room| {
         let (kernel, initrd) = with_module(room, Flavour::Cloud, "")?;
         // Nothing on the serial port: the last words come over hvc0 only.
@@ -49,12 +52,12 @@ fn with_module(
     Ok((kernel.bzimage().display().to_string(), initrds))
 }
 
-fn talk(room: &mut Room<'_>, flavour: Flavour) -> Verdict {
+fn talk(room: &mut Room<'_>, flavour: Flavour, arguments: &str) -> Verdict {
     let (kernel, initrds) = with_module(room, flavour, SCRIPT)?;
     let mayfly = quote(&room.mayfly.display().to_string());
     let options = room.ground.options();
     let output = room.shell(&format!(
-        "echo request1 | {mayfly} run {options} --kernel {kernel} {initrds} --timeout 90s \
+        "echo request1 | {mayfly} run {options} --kernel {kernel} {initrds} --timeout 90s {arguments} \
            --serial file=serial --console file=hvc0 --console to=stdio,name=org.mayfly.test \
            --cmdline 'console=hvc0 quiet test.do=consoles'; code=$?
          cat serial hvc0; exit $code"

@@ -17,6 +17,11 @@ pub fn cases() -> Vec<Case> {
     cases.push(case("vectors_full_irqchip", Flavour::Cloud, "--irqchip full --cpus 2", "2"));
     cases.push(case("pins", Flavour::Cloud, "--cmdline pci=nomsi", "0"));
     cases.push(case("pins_full_irqchip", Flavour::Cloud, "--irqchip full --cpus 2 --cmdline pci=nomsi", "0"));
+    // No ACPI: the bus is found by probing, and its pins in the MP table.
+    for (name, word, vectors) in [("vectors", "", "2"), ("pins", "pci=nomsi", "0")] {
+        let name = format!("real::pci::without_acpi_by_{name}");
+        cases.push(Case::new(name, move |room| without_acpi(room, word, vectors)));
+    }
     cases.push(Case::new("real::pci::drivers_come_and_go", rebind));
     cases
 }
@@ -33,6 +38,23 @@ fn case(name: &str, flavour: Flavour, arguments: &'static str, vectors: &'static
         expect(&output, "handled", "yes")?;
         healthy(&output)
     })
+}
+
+/// Such a guest cannot power off.
+fn without_acpi(room: &mut Room<'_>, word: &str, vectors: &str) -> Verdict {
+    let (kernel, initrd) = stock(Flavour::Generic)?;
+    let arguments = format!(
+        "--transport pci --cpus 2 --cmdline 'acpi=off {word} loglevel=6 test.do=rng test.do=interrupts test.end=reboot'"
+    );
+    let output = boot(room, &kernel.bzimage(), &initrd, &arguments)?;
+    output.code(0)?;
+    if output.text().contains("buggy MP table") {
+        return Err(output.differs("an MP table that the kernel likes"));
+    }
+    expect(&output, "rng", "virtio_rng.0 32")?;
+    expect(&output, "vectors", vectors)?;
+    expect(&output, "handled", "yes")?;
+    healthy(&output)
 }
 
 /// Each driver lets its device go and takes it again, five times over; then the devices are removed from the bus and found

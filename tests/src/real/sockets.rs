@@ -21,6 +21,9 @@ pub fn cases() -> Vec<Case> {
             Case::new(name, move |room| talk(room, flavour, 200, 16, ""))
         })
         .collect();
+    cases.push(Case::new("real::sockets::streams_cloud_pci", |room| {
+        talk(room, Flavour::Cloud, 200, 16, "--transport pci")
+    }));
     cases.push(Case::new("real::sockets::thousands_of_connections", |room| {
         talk(room, Flavour::Cloud, 3000, 1, "--cpus 2")
     }));
