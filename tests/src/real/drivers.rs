@@ -7,7 +7,7 @@ use crate::harness::{Case, Room, Verdict};
 use crate::initramfs;
 use crate::kernels::Flavour;
 
-const MODULES: [&str; 3] = ["virtio_balloon", "vmw_vsock_virtio_transport", "virtio_console"];
+const MODULES: [&str; 4] = ["virtio_balloon", "vmw_vsock_virtio_transport", "virtio_console", "virtiofs"];
 
 /// For each device: its module, whether it works (`works_...`), and work that goes on in the background (`busy_...`).
 const SCRIPT: &str = r#"word() { for w in $($B cat /proc/cmdline); do case $w in $1=*) echo ${w#*=};; esac; done; }
@@ -38,6 +38,11 @@ works_virtio_console() {
   wait_for [ -c /dev/hvc0 ] || return 1
   echo "line $((lines += 1))" >/dev/hvc0
 }
+works_virtiofs() {
+  $B umount /torn 2>/dev/null
+  $B mount -t virtiofs src /share && [ $(sum </share/small) = $small ]
+  found=$?; $B umount /share && return $found
+}
 
 busy_virtio_blk() { while $B dd if=/dev/vda of=/dev/null bs=256k iflag=direct 2>/dev/null; do :; done; }
 busy_virtio_net() { $B wget -q -O /dev/null http://10.0.2.2:8000/data; }
@@ -45,8 +50,10 @@ busy_virtio_rng() { $B cat /dev/hwrng >/dev/null; }
 busy_virtio_balloon() { :; }
 busy_vmw_vsock_virtio_transport() { /bin/peer streams 64 >/dev/null; }
 busy_virtio_console() { :; }
+busy_virtiofs() { $B mount -t virtiofs src /torn && while $B cat /torn/data >/dev/null; do :; done 2>/dev/null; }
 
-all="virtio_blk virtio_net virtio_rng virtio_balloon vmw_vsock_virtio_transport virtio_console"
+all="virtio_blk virtio_net virtio_rng virtio_balloon vmw_vsock_virtio_transport virtio_console virtiofs"
+$B mkdir /share /torn
 lines=0; wrong=0
 file() { case $1 in virtio_rng) echo virtio-rng;; *) echo $1;; esac; }
 load() { $B insmod /modules/$(file $1).ko || echo "wrong=load $1 in round $round"; }
@@ -99,7 +106,7 @@ pub(crate) fn come_and_go(room: &mut Room<'_>, flavour: Flavour, transport: &str
          until grep -q host=ready host; do sleep 0.1; done
          {mayfly} run {} --kernel {} --initrd {} --initrd more.cpio --memory 512M --timeout {seconds}s --transport {transport} \
            --disk disk.img --net user,loopback=on,allow=10.0.2.2:8000 --vsock $d/v.sock --balloon size=16M \
-           --console file=hvc0 --cmdline \"loglevel=5 test.do=drivers test.rounds={rounds} test.transport={transport} \
+           --console file=hvc0 --share path=www,tag=src,readonly=on --cmdline \"loglevel=5 test.do=drivers test.rounds={rounds} test.transport={transport} \
            test.small=$(sha256sum <www/small | cut -c1-64) test.disk=$(head -c 2M disk.img | sha256sum | cut -c1-64)\"
          s=$?; kill $h $p; wait; echo heard=$(grep -c ^line hvc0); rm -r $d; exit $s",
         room.ground.options(),
@@ -111,7 +118,7 @@ pub(crate) fn come_and_go(room: &mut Room<'_>, flavour: Flavour, transport: &str
     if output.text().lines().any(|line| line.starts_with("wrong=")) {
         return Err(output.differs("no line wrong=..."));
     }
-    expect(&output, "good", &(6 + rounds * 18).to_string())?;
+    expect(&output, "good", &(7 + rounds * 21).to_string())?;
     let lines = (1 + rounds * 3).to_string();
     expect(&output, "lines", &lines)?;
     expect(&output, "heard", &lines)?;
