@@ -30,14 +30,19 @@ impl Form {
 pub fn parse<T: DeserializeOwned + JsonSchema>(form: &Form, text: &str) -> Result<T> {
     let first = text.split(',').next().unwrap_or_default();
     let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", form.bare) };
+    let fail = |cause| Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint());
+    // An empty list would be one that is not there, and a list can be that of all that is allowed; a file without a name
+    // is none. Most of them come from a variable of a shell that is not set.
+    let pairs = full.replace(",,", "\0");
+    let mut pairs = pairs.split(',').filter_map(|pair| pair.split_once('='));
+    if let Some((key, _)) = pairs.find(|(_, value)| value.is_empty()) {
+        return Err(fail(format!("{key}=: it has no value")));
+    }
     let full = gather(&full, |key| {
         let kind = schemars::schema_for!(T).pointer(&format!("/properties/{key}/type")).cloned();
         kind == Some("array".into())
     });
-    read(&full).map_err(|cause| {
-        let cause = blame(&full, cause, |begin| read::<T>(begin).err());
-        Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint())
-    })
+    read(&full).map_err(|cause| fail(blame(&full, cause, |begin| read::<T>(begin).err())))
 }
 
 /// Reads the text of a flag in which every value has its key; or says what is wrong.
@@ -180,15 +185,20 @@ mod tests {
         let form = Form { flag: "thing", bare: "path", example: "a" };
         for (text, cause) in [
             ("a,open=maybe", "open=maybe: it is neither on nor off"),
-            ("a,,b,list=x,list=y,,z,open=", "open=: it is neither on nor off"),
+            ("a,,b,list=x,list=y,,z,open=no", "open=no: it is neither on nor off"),
             ("open=on,count=many,path=a", "count=many: it is not a whole number"),
             ("a,count=70000", "count=70000: the number is too large"),
+            ("a,list=", "list=: it has no value"),
+            ("a,list=x,list=,open=on", "list=: it has no value"),
+            ("", "path=: it has no value"),
             ("a,open=on,nonsense", "nonsense: it is not key=value"),
             ("open=on", "missing field `path`"),
         ] {
             let fail = parse::<Spec>(&form, text).unwrap_err();
             assert_eq!(fail.summary(), format!("read --thing {text}: {cause}"));
         }
+        // A sign at the end of a value is not the one behind its key.
+        assert!(parse::<Spec>(&form, "a,list=c2VjcmV0Cg==,list=,,").is_ok());
         assert_eq!(keys::<Spec>(), ["path", "open", "count", "list"]);
         assert_eq!(keys::<u8>(), [""; 0]);
     }

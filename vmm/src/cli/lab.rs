@@ -341,7 +341,7 @@ mod tests {
             ("net", "user,dns=nowhere"),
             ("net", "tap=abcdefghijklmnop"),
             ("net", "tap=t0,allow=a.b"),
-            ("blk", "path="),
+            ("blk", "path=a,queues=0"),
             ("blk", "path=a,id=123456789012345678901"),
             ("vsock", "path=a,cid=1"),
             ("balloon", "size=1"),
