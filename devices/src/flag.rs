@@ -30,7 +30,9 @@ impl Form {
 pub fn parse<T: DeserializeOwned + JsonSchema>(form: &Form, text: &str) -> Result<T> {
     let first = text.split(',').next().unwrap_or_default();
     let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", form.bare) };
-    let fail = |cause| Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint());
+    let fail = |cause| {
+        Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint())
+    };
     // An empty list would be one that is not there, and a list can be that of all that is allowed; a file without a name
     // is none. Most of them come from a variable of a shell that is not set.
     let pairs = full.replace(",,", "\0");

@@ -71,6 +71,12 @@ pub fn room() -> Size {
     Size::of(bytes & !((1 << 20) - 1))
 }
 
+/// Most CPUs of it.
+const CPUS: u32 = 64;
+
+/// Least RAM of it: what its kernel and its RAM disk take, and little more.
+const LEAST: Size = Size::mib(256);
+
 /// The emulated computer.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -85,6 +91,31 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options { cpus: 1, memory: Size::mib(4096), icount: false }
+    }
+}
+
+impl Options {
+    /// Sees to it that there can be such a computer, where `room` is all that it may have.
+    fn check(&self, room: Size) -> Result<()> {
+        let Options { cpus, memory, icount } = *self;
+        if !(1..=CPUS).contains(&cpus) {
+            return Err(Fail::new(Why::Usage, format!("give the emulated host {cpus} CPUs"))
+                .because(format!("it takes 1 to {CPUS}")));
+        }
+        if icount && cpus != 1 {
+            return Err(Fail::new(Why::Usage, format!("count instructions of {cpus} CPUs"))
+                .because("--icount takes one CPU"));
+        }
+        let doing = || format!("give the emulated host {memory} of memory");
+        if memory < LEAST {
+            return Err(Fail::new(Why::Usage, doing()).because(format!("the least is {LEAST}")));
+        }
+        if memory > room {
+            return Err(Fail::new(Why::Unsupported, doing())
+                .because(format!("this machine has {room}"))
+                .hint(format!("pass --memory {room} or less")));
+        }
+        Ok(())
     }
 }
 
@@ -135,17 +166,7 @@ impl Host {
     /// QEMU or a kernel is missing (the hint names the package), or the host does not come up: the failure ends with
     /// what its console said last.
     pub fn boot(options: &Options) -> Result<Host> {
-        if options.icount && options.cpus != 1 {
-            return Err(Fail::new(Why::Usage, format!("count instructions of {} CPUs", options.cpus))
-                .because("--icount takes one CPU"));
-        }
-        let room = room();
-        if options.memory > room {
-            let doing = format!("give the emulated host {} of memory", options.memory);
-            return Err(Fail::new(Why::Unsupported, doing)
-                .because(format!("this machine has {room}"))
-                .hint(format!("pass --memory {room} or less")));
-        }
+        options.check(room())?;
         let program = qemu::find()?;
         let prepared = kernel::prepare()?;
         let (qemu, wire) = Qemu::start(&program, &prepared, options)?;
@@ -196,4 +217,26 @@ impl Host {
 
 fn name_of(command: &Command) -> String {
     command.argv.first().map_or_else(|| "nothing".to_owned(), |name| name.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_computer_that_cannot_be_is_refused_before_it_is_started() {
+        let room = Size::mib(8192);
+        let told = |cpus, memory, icount| {
+            Options { cpus, memory: Size::mib(memory), icount }.check(room).err().map(|fail| fail.to_string())
+        };
+        let refused = |text: &str| Some(text.to_owned());
+        assert_eq!(told(0, 4096, false), refused("give the emulated host 0 CPUs: it takes 1 to 64"));
+        assert_eq!(told(65, 4096, false), refused("give the emulated host 65 CPUs: it takes 1 to 64"));
+        assert_eq!(told(2, 4096, true), refused("count instructions of 2 CPUs: --icount takes one CPU"));
+        assert_eq!(told(1, 1, false), refused("give the emulated host 1M of memory: the least is 256M"));
+        let much =
+            "give the emulated host 9G of memory: this machine has 8G\n  hint: pass --memory 8G or less";
+        assert_eq!(told(1, 9216, false), refused(much));
+        assert_eq!((told(1, 256, true), told(64, 8192, false)), (None, None));
+    }
 }

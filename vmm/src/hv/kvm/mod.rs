@@ -70,7 +70,7 @@ impl Hypervisor {
                     .hint("load kvm_intel or kvm_amd, enable virtualization in the firmware, or pass --accel emulated"),
                 std::io::ErrorKind::PermissionDenied => Fail::new(Why::Denied, format!("open {name}"))
                     .because(cause)
-                    .hint("add yourself to its group (sudo usermod -aG kvm $USER) and log in again, or pass --accel emulated"),
+                    .hint("sudo setfacl -m u:$USER:rw /dev/kvm; or, if its group is kvm, sudo usermod -aG kvm $USER and log in again; or pass --accel emulated"),
                 _ => Fail::new(Why::Unsupported, format!("open {name}")).because(cause),
             }
         })?;
