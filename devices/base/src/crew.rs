@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -120,6 +121,23 @@ impl<J: Send + 'static, E: Send + 'static> Crew<J, E> {
         }
     }
 
+    /// Waits until all jobs have ended, or `patience` is over; whether they have. What it met is to be collected.
+    pub fn settle(&mut self, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        while self.met.len() < self.in_flight {
+            match self.ended.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(ended) => self.met.push(ended),
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    /// Lets go of the threads without waiting for their jobs: each ends with the one it has.
+    pub fn abandon(mut self) {
+        self.threads.clear();
+    }
+
     /// Jobs given whose ends have not been collected.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -145,6 +163,18 @@ impl<J, E> Drop for Crew<J, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_never_ends_is_left_behind() {
+        let (gate, held) = channel::<()>();
+        let held = Mutex::new(held);
+        let mut crew = Crew::new("test", 1, move |_: u32| held.lock().unwrap().recv().is_ok()).unwrap();
+        crew.give(1).map_err(|(_, cause)| cause).unwrap();
+        assert!(!crew.settle(Duration::ZERO), "it has not ended");
+        crew.abandon();
+        // Now it does, and nobody listens.
+        drop(gate);
+    }
 
     #[test]
     fn threads_come_with_the_work_and_every_job_ends_once() {

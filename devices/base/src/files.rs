@@ -13,6 +13,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 pub use crate::sys::owner::as_owner;
+use crate::sys::owner::is_masked;
 
 /// An answer of the host, or its error number.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -73,20 +74,32 @@ pub fn speed(file: impl AsFd) -> Speed {
     }
 }
 
-/// Opens the place of `name` in `parent`, whatever is there, a symbolic link included. `at_once`: only if the kernel knows
-/// it without waiting, and on the same file system.
+/// How far a step may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// To what the kernel knows without waiting, on the same file system.
+    Remembered,
+    /// To what is on the same file system.
+    Same,
+    /// Into other file systems that are mounted there, too.
+    Any,
+}
+
+/// Opens the place of `name` in `parent`, whatever is there, a symbolic link included.
 ///
 /// # Errors
-/// As `openat2(2)`; `EAGAIN`, `EXDEV`, `EINVAL`: not at once.
-pub fn step(parent: impl AsFd, name: Name<'_>, at_once: bool) -> Result<OwnedFd> {
+/// As `openat2(2)`; `EAGAIN`, `EXDEV`, `EINVAL`: it is beyond the reach.
+pub fn step(parent: impl AsFd, name: Name<'_>, reach: Reach) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
-    if at_once {
-        resolve |= ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
-    }
+    resolve |= match reach {
+        Reach::Remembered => ResolveFlags::CACHED | ResolveFlags::NO_XDEV,
+        Reach::Same => ResolveFlags::NO_XDEV,
+        Reach::Any => ResolveFlags::empty(),
+    };
     match rustix::fs::openat2(&parent, name.0, flags, Mode::empty(), resolve) {
         // Before Linux 5.6, or a sandbox that knows no openat2: one name, not followed, says the same.
-        Err(Errno::NOSYS | Errno::PERM) if !at_once => {
+        Err(Errno::NOSYS | Errno::PERM) if reach == Reach::Any => {
             rustix::fs::openat(&parent, name.0, flags, Mode::empty())
         }
         Err(Errno::NOSYS | Errno::PERM) => Err(Errno::AGAIN),
@@ -150,7 +163,9 @@ pub fn place_of(file: impl AsFd) -> Result<OwnedFd> {
 /// As `open(2)`.
 pub fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: u32) -> Result<OwnedFd> {
     let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-    rustix::fs::openat(parent, name.0, flags, Mode::from_raw_mode(mode & 0o7777))
+    let file = rustix::fs::openat(parent, name.0, flags, Mode::from_raw_mode(mode & 0o7777))?;
+    unmask(&file, mode)?;
+    Ok(file)
 }
 
 /// Makes a file without a name on the file system of `parent`; unless `flags` has `EXCL`, [`link`] can give it one.
@@ -159,7 +174,9 @@ pub fn create(parent: impl AsFd, name: Name<'_>, flags: OFlags, mode: u32) -> Re
 /// As `open(2)`.
 pub fn create_nameless(parent: impl AsFd, flags: OFlags, mode: u32) -> Result<OwnedFd> {
     let flags = flags | OFlags::TMPFILE | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, c".", flags, Mode::from_raw_mode(mode & 0o7777))
+    let file = rustix::fs::openat(parent, c".", flags, Mode::from_raw_mode(mode & 0o7777))?;
+    unmask(&file, mode)?;
+    Ok(file)
 }
 
 /// Makes a directory.
@@ -167,7 +184,22 @@ pub fn create_nameless(parent: impl AsFd, flags: OFlags, mode: u32) -> Result<Ow
 /// # Errors
 /// As `mkdir(2)`.
 pub fn create_directory(parent: impl AsFd, name: Name<'_>, mode: u32) -> Result<()> {
-    rustix::fs::mkdirat(parent, name.0, Mode::from_raw_mode(mode & 0o7777))
+    rustix::fs::mkdirat(&parent, name.0, Mode::from_raw_mode(mode & 0o7777))?;
+    unmask_name(&parent, name, mode)
+}
+
+/// Gives what was just made the permissions that a mask has taken from it.
+fn unmask(made: impl AsFd, mode: u32) -> Result<()> {
+    if !is_masked() {
+        return Ok(());
+    }
+    // Bits that came from the directory stay.
+    let inherited = u32::from(about(&made)?.stx_mode) & 0o2000;
+    set_mode(made, mode | inherited)
+}
+
+fn unmask_name(parent: impl AsFd, name: Name<'_>, mode: u32) -> Result<()> {
+    if is_masked() { unmask(step(parent, name, Reach::Same)?, mode) } else { Ok(()) }
 }
 
 /// Makes a file of a kind that is not opened here: a pipe, a socket, a whiteout.
@@ -175,7 +207,8 @@ pub fn create_directory(parent: impl AsFd, name: Name<'_>, mode: u32) -> Result<
 /// # Errors
 /// As `mknod(2)`.
 pub fn create_node(parent: impl AsFd, name: Name<'_>, kind: FileType, mode: u32) -> Result<()> {
-    rustix::fs::mknodat(parent, name.0, kind, Mode::from_raw_mode(mode & 0o7777), 0)
+    rustix::fs::mknodat(&parent, name.0, kind, Mode::from_raw_mode(mode & 0o7777), 0)?;
+    unmask_name(&parent, name, mode)
 }
 
 /// Makes a symbolic link that says `target`.
@@ -251,14 +284,6 @@ pub fn set_times(place: impl AsFd, times: &Timestamps) -> Result<()> {
     rustix::fs::utimensat(CWD, link_to(&place), times, AtFlags::empty())
 }
 
-/// Changes the length of the file at `place`.
-///
-/// # Errors
-/// As `truncate(2)`.
-pub fn set_len(place: impl AsFd, len: u64) -> Result<()> {
-    rustix::fs::ftruncate(open(place, OFlags::WRONLY)?, len)
-}
-
 /// The value of an extended attribute, or how long it is where `room` is 0.
 ///
 /// # Errors
@@ -326,15 +351,31 @@ mod tests {
         std::fs::write(dir.path().join("file"), "content").unwrap();
         symlink("/etc", dir.path().join("out")).unwrap();
         let top = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let out = step(&top, Name::new(b"out").unwrap(), false).unwrap();
+        let out = step(&top, Name::new(b"out").unwrap(), Reach::Any).unwrap();
         assert_eq!(FileType::from_raw_mode(about(&out).unwrap().stx_mode.into()), FileType::Symlink);
         assert_eq!(read_link(&out).unwrap(), b"/etc");
-        assert_eq!(step(&out, Name::new(b"passwd").unwrap(), false).unwrap_err(), Errno::NOTDIR);
+        assert_eq!(step(&out, Name::new(b"passwd").unwrap(), Reach::Any).unwrap_err(), Errno::NOTDIR);
         let second = Name::new(b"second").unwrap();
         link(&out, &top, second).unwrap();
         assert_eq!(std::fs::read_link(dir.path().join("second")).unwrap().to_str(), Some("/etc"));
         let flags = OFlags::RDWR;
         assert_eq!(create(&top, second, flags, 0o600).unwrap_err(), Errno::EXIST, "nor by a new file");
+    }
+
+    #[test]
+    fn a_mask_that_cannot_be_taken_off_is_made_up_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = rustix::fs::open(dir.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        // A thread that has not been made ready is one whose host refuses it a mask of its own.
+        assert!(is_masked());
+        let name = |text: &'static str| Name::new(text.as_bytes()).unwrap();
+        drop(create(&top, name("file"), OFlags::RDWR, 0o666).unwrap());
+        create_directory(&top, name("dir"), 0o777).unwrap();
+        create_node(&top, name("pipe"), FileType::Fifo, 0o622).unwrap();
+        for (name, mode) in [("file", 0o666), ("dir", 0o777), ("pipe", 0o622)] {
+            let found = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{name}");
+        }
     }
 
     #[test]
@@ -348,7 +389,7 @@ mod tests {
         let place = place_of(&file).unwrap();
         assert_eq!(about(&place).unwrap().stx_ino, found.ino());
         set_mode(&place, 0o640).unwrap();
-        set_len(&place, 12345).unwrap();
+        rustix::fs::ftruncate(open(&place, OFlags::WRONLY).unwrap(), 12345).unwrap();
         let about = about_name(&top, name).unwrap();
         assert_eq!((about.stx_mode & 0o777, about.stx_size), (0o640, 12345));
         // The file system may not know them.

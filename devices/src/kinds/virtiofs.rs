@@ -31,8 +31,8 @@ const HANDLES: u16 = 16 << 10;
 const PLACES: u16 = 32 << 10;
 /// A kernel needs more than that for each file it knows. So a guest can know as many files as its memory has room for.
 const NODE_BYTES: u64 = 1 << 10;
-/// Files that the smallest guest can know.
-const NODES: u64 = 1 << 16;
+/// Files that the smallest guest can know, and the largest: 300 bytes of ours each.
+const NODES: (u64, u64) = (1 << 16, 1 << 22);
 
 /// A directory of the host that the guest can mount: `mount -t virtiofs TAG /mnt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -101,7 +101,7 @@ impl Kind for This {
         let tag = tag(spec, kit.name)?;
         let root = kit.host.directory(kit.name, &spec.path)?;
         kit.host.expect_descriptors(u64::from(HANDLES).saturating_add(PLACES.into()));
-        let nodes = kit.memory.len().checked_div(NODE_BYTES).unwrap_or(0).max(NODES);
+        let nodes = kit.memory.len().checked_div(NODE_BYTES).unwrap_or(0).clamp(NODES.0, NODES.1);
         let limits =
             Limits { nodes: usize::try_from(nodes).unwrap_or(usize::MAX), places: usize::from(PLACES) };
         let rules = Rules { readonly: spec.readonly, cache: spec.cache };

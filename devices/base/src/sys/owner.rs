@@ -10,19 +10,21 @@ use rustix::thread::{
 };
 
 thread_local! {
-    /// This thread has what [`prepare`] gives.
-    static READY: Cell<bool> = const { Cell::new(false) };
+    /// What this thread has of what [`prepare`] gives; whether it has a mask of its own.
+    static READY: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 /// Gives this thread a mask of its own, of no bits, and lets it keep its rights when it makes files for others.
-fn prepare() -> Result<(), Errno> {
-    if READY.get() {
-        return Ok(());
+fn prepare() {
+    if READY.get().is_some() {
+        return;
     }
     // SAFETY: with this flag no descriptor is closed or copied; working directory, root and mask become this thread's own,
     // and nothing here relies on them being those of other threads.
-    unsafe { unshare_unsafe(UnshareFlags::FS) }?;
-    umask(rustix::fs::Mode::empty());
+    let unmasked = unsafe { unshare_unsafe(UnshareFlags::FS) }.is_ok();
+    if unmasked {
+        umask(rustix::fs::Mode::empty());
+    }
     // Who asked was checked by who asks us, who knows all groups of the user, as the host does not. Where this is
     // refused the host checks too, by user and group alone.
     if rustix::process::geteuid().is_root()
@@ -30,8 +32,13 @@ fn prepare() -> Result<(), Errno> {
     {
         let _ = set_capabilities_secure_bits(bits | CapabilitiesSecureBits::NO_SETUID_FIXUP);
     }
-    READY.set(true);
-    Ok(())
+    READY.set(Some(unmasked));
+}
+
+/// Whether the mask of the process takes permissions from what this thread makes: containers often refuse a thread a mask of
+/// its own. Then they have to be set afterwards.
+pub fn is_masked() -> bool {
+    READY.get() != Some(true)
 }
 
 /// Has this thread make files for the user and group from here on; who it made them for before.
@@ -41,13 +48,13 @@ fn switch(user: u32, group: u32) -> (u32, u32) {
     (user.cast_unsigned(), group.cast_unsigned())
 }
 
-/// Runs `make`, with no mask of the process in the way of permissions. With an `owner` (user, group), and if this process is
+/// Runs `make`, with no mask of the process in the way of permissions if the host allows that ([`is_masked`]). With an `owner` (user, group), and if this process is
 /// root, what it makes belongs to them; otherwise to who runs this process.
 ///
 /// # Errors
 /// `EPERM`: this process cannot act for them (a user namespace that does not have them).
 pub fn as_owner<T>(owner: Option<(u32, u32)>, make: impl FnOnce() -> T) -> Result<T, Errno> {
-    prepare()?;
+    prepare();
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let Some((user, group)) = owner.filter(|owner| me.0 == 0 && *owner != me) else { return Ok(make()) };
     if user == u32::MAX || group == u32::MAX {

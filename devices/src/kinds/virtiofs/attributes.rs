@@ -1,12 +1,11 @@
 //! What is known about files: attributes, extended attributes, the file system.
 
-use base::files;
+use base::files::{self, Speed};
 use rustix::fs::{FileType, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags};
 use rustix::io::Errno;
 
-use super::data::drop_privileges;
 use super::handles::Handle;
-use super::server::{Call, Server};
+use super::server::{Call, MUCH, Server};
 use super::wire::{Answer, DONE, Out, Reply, Stop, Words, set};
 
 /// Bytes of the value of an extended attribute, or of all names, at the most (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
@@ -20,11 +19,11 @@ fn is_shared(name: &[u8]) -> bool {
 
 impl Server {
     pub(super) fn attr(&self, call: &Call<'_>, words: &mut Words<'_>) -> Answer {
-        self.known(call)?;
         let (flags, _, handle) = (words.u32()?, words.u32()?, words.u64()?);
         let about = if flags & 1 != 0 {
-            files::about(&self.handles.get(handle)?.file)?
+            files::about(&self.handle(call, handle, Speed::Disk)?.file)?
         } else {
+            self.known(call)?;
             files::about(self.place(call)?)?
         };
         Ok(Out::default().attr_out(&about, self.valid()).reply())
@@ -89,7 +88,8 @@ impl Server {
         let (mode, _, user, group) = (words.u32()?, words.u32()?, words.u32()?, words.u32()?);
         let has = |bit: u32| valid & bit != 0;
         // A file that has lost its name is still open.
-        let handle = if has(set::HANDLE) { Some(self.handles.get(handle)?) } else { None };
+        let handle =
+            if has(set::HANDLE) { Some(self.handles.get_of(call.header.node, handle)?) } else { None };
         let file = match &handle {
             Some(handle) => handle.file.clone(),
             None => self.place(call)?,
@@ -132,8 +132,12 @@ impl Server {
                 &opened
             }
         };
+        // Much that is in memory is not given up at once.
+        if call.at_once && files::about(file)?.stx_size > MUCH {
+            return Err(Stop::Waits);
+        }
         if drop_rights {
-            drop_privileges(file)?;
+            self.drop_privileges(file)?;
         }
         Ok(rustix::fs::ftruncate(file, size)?)
     }

@@ -29,6 +29,9 @@ const DEPTH: usize = 64;
 const SHARE: u64 = 8 << 20;
 /// The longest request but for the data of a write: an extended attribute with its name, or a list of what is forgotten.
 const BODY: u64 = 128 << 10;
+/// How long a reset waits for files that do not answer: a server that is gone, something that is read by waiting. Beyond it
+/// their threads are left behind, each with what it holds, as the run could not end otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The token of the threads' bell.
 const CREW: u16 = 0;
 /// The token of the deadline at which the other devices have had their turn.
@@ -247,11 +250,14 @@ impl Device for Fs {
         io.disarm(AGAIN);
         if let Some(crew) = &mut self.crew {
             io.unwatch(&*crew);
-            while crew.in_flight() > 0 {
-                crew.wait();
-                crew.reap(&mut self.done);
-            }
+            let settled = crew.settle(PATIENCE);
+            crew.reap(&mut self.done);
             self.done.clear();
+            if !settled && let Some(crew) = self.crew.take() {
+                let name = &self.name;
+                log::warn!(target: "guest", "{name}: {} requests wait for a file of the host that does not answer", crew.in_flight());
+                crew.abandon();
+            }
         }
         // The driver has forgotten all it knew; so do we.
         self.server.clear();

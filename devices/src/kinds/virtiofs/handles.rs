@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base::files::Speed;
 use rustix::fs::{RawDir, SeekFrom};
 use rustix::io::Errno;
 
@@ -16,6 +17,9 @@ const READ: usize = 32 << 10;
 /// An open file or directory.
 pub struct Handle {
     pub file: Place,
+    /// The node it was opened as, and how long its file system may let us wait.
+    pub node: u64,
+    pub speed: Speed,
     /// Of a directory.
     listing: Option<Mutex<Listing>>,
 }
@@ -82,12 +86,12 @@ impl Listing {
 }
 
 impl Handle {
-    pub fn file(file: OwnedFd) -> Handle {
-        Handle { file: Arc::new(file), listing: None }
+    pub fn file(node: u64, speed: Speed, file: OwnedFd) -> Handle {
+        Handle { file: Arc::new(file), node, speed, listing: None }
     }
 
-    pub fn directory(file: OwnedFd) -> Handle {
-        Handle { file: Arc::new(file), listing: Some(Mutex::default()) }
+    pub fn directory(node: u64, speed: Speed, file: OwnedFd) -> Handle {
+        Handle { file: Arc::new(file), node, speed, listing: Some(Mutex::default()) }
     }
 
     /// Where it is being read.
@@ -146,6 +150,15 @@ impl Handles {
     /// There is none.
     pub fn get(&self, number: u64) -> Answer<Arc<Handle>> {
         self.open().1.get(&number).cloned().ok_or(Stop::Refused(Errno::BADF))
+    }
+
+    /// The one with this number, if it was opened as `node`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn get_of(&self, node: u64, number: u64) -> Answer<Arc<Handle>> {
+        let handle = self.get(number)?;
+        if handle.node == node { Ok(handle) } else { Err(Stop::Refused(Errno::BADF)) }
     }
 
     /// Takes one away.

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use super::handles::Handle;
 use super::nodes::Place;
-use super::server::{Call, Server};
-use super::wire::{Answer, DONE, Out, Reply, Stop, Words};
+use super::server::{Call, MUCH, Server};
+use super::wire::{Answer, DONE, KILL_SUIDGID_AT_OPEN, Out, Reply, Stop, Words};
 
 /// Bytes that a symbolic link says at the most (`PATH_MAX`).
 const TARGET_BYTES: usize = 4095;
@@ -38,7 +38,7 @@ impl Server {
 
     /// What a lookup says of what was made.
     fn made(&self, call: &Call<'_>, parent: &Place, name: Name<'_>) -> Answer {
-        let (node, about, flags) = self.find((call.header.node, parent), name, false)?;
+        let (node, about, flags) = self.find((call.header.node, parent), name, call.reach())?;
         Ok(Out::default().entry(node, &about, flags, self.valid()).reply())
     }
 
@@ -83,7 +83,7 @@ impl Server {
 
     /// Makes a file and opens it, or opens the one that is there.
     pub(super) fn create(&self, call: &Call<'_>, words: &mut Words<'_>) -> Answer {
-        let (flags, mode, _mask, _) = (words.u32()?, words.u32()?, words.u32()?, words.u32()?);
+        let (flags, mode, _mask, how) = (words.u32()?, words.u32()?, words.u32()?, words.u32()?);
         let name = words.name()?;
         let host_flags = self.host_flags(flags)?;
         let parent = self.parent(call)?;
@@ -97,7 +97,11 @@ impl Server {
                 (file, node, about)
             }
             Err(Stop::Refused(Errno::EXIST)) if flags & OFlags::EXCL.bits() == 0 => {
-                self.open_found(call, &parent, name, host_flags)?
+                let found = self.open_found(call, &parent, name, host_flags)?;
+                if host_flags.contains(OFlags::TRUNC) && how & KILL_SUIDGID_AT_OPEN != 0 {
+                    self.drop_privileges(&found.0)?;
+                }
+                found
             }
             Err(stop) => return Err(stop),
         };
@@ -112,14 +116,19 @@ impl Server {
         name: Name<'_>,
         flags: OFlags,
     ) -> Answer<(OwnedFd, u64, Statx)> {
-        let place = self.nodes.step(parent, name, false)?;
-        match FileType::from_raw_mode(files::about(&place)?.stx_mode.into()) {
+        let place = self.nodes.step(parent, name, call.reach())?;
+        let about = files::about(&place)?;
+        if call.at_once && flags.contains(OFlags::TRUNC) && about.stx_size > MUCH {
+            return Err(Stop::Waits);
+        }
+        match FileType::from_raw_mode(about.stx_mode.into()) {
             FileType::RegularFile => {}
             FileType::Symlink => return Err(Stop::Refused(Errno::LOOP)),
             FileType::Directory => return Err(Stop::Refused(Errno::ISDIR)),
             _ => return Err(Stop::Refused(Errno::EXIST)),
         }
-        let file = files::open(&place, flags)?;
+        // What is mounted there may be another's.
+        let file = files::open(&place, flags | OFlags::NONBLOCK)?;
         let about = files::about(&place)?;
         let node = self.nodes.found(call.header.node, name.bytes(), place, &about)?;
         Ok((file, node, about))
@@ -127,8 +136,9 @@ impl Server {
 
     /// The answer to CREATE: what a lookup and an open say.
     fn opened_as(&self, node: u64, file: OwnedFd, about: &Statx) -> Answer {
-        let how = self.opened(node, &file);
-        match self.handles.add(Handle::file(file)) {
+        let speed = self.nodes.known(node)?.speed;
+        let how = self.opened(node, &file, speed);
+        match self.handles.add(Handle::file(node, speed, file)) {
             Ok(handle) => Ok(Out::default().entry(node, about, 0, self.valid()).open(handle, how).reply()),
             Err(stop) => {
                 // The driver is not told of it.

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
-use base::files::{self, Name, Speed};
+use base::files::{self, Name, Reach, Speed};
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
@@ -229,17 +229,28 @@ impl Nodes {
 
     /// Forgets all nodes.
     pub fn clear(&self) {
-        let mut table = self.table();
-        let root = table.nodes.remove(&ROOT);
-        // Numbers go on: an old one is never taken for a new one.
-        let old = std::mem::take(&mut *table);
-        table.last = old.last;
-        if let Some(mut root) = root {
-            (root.lookups, root.children, root.seen) = (1, 0, None);
-            table.by_key.insert(root.key, ROOT);
-            table.speeds.insert(root.key.dev, files::speed(&self.root));
-            table.nodes.insert(ROOT, root);
-        }
+        let speed = files::speed(&self.root);
+        let old = {
+            let mut table = self.table();
+            let root = table.nodes.remove(&ROOT);
+            // Numbers go on: an old one is never taken for a new one.
+            let old = std::mem::take(&mut *table);
+            table.last = old.last;
+            if let Some(mut root) = root {
+                (root.lookups, root.children, root.seen) = (1, 0, None);
+                table.by_key.insert(root.key, ROOT);
+                table.speeds.insert(root.key.dev, speed);
+                table.nodes.insert(ROOT, root);
+            }
+            old
+        };
+        // Closed while nobody waits for the table.
+        drop(old);
+    }
+
+    /// Whether no node is known but the shared directory.
+    pub fn is_clear(&self) -> bool {
+        self.table().nodes.len() <= 1
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -308,7 +319,7 @@ impl Nodes {
             return Ok(place);
         }
         while let Some(name) = names.pop() {
-            place = Arc::new(self.step(&place, Name::new(&name)?, false)?);
+            place = Arc::new(self.step(&place, Name::new(&name)?, Reach::Any)?);
         }
         let about = files::about(&place)?;
         if (Key::of(&about), self::birth(&about)) != (key, birth) {
@@ -319,13 +330,13 @@ impl Nodes {
     }
 
     /// [`files::step`], with places given up where descriptors have run out.
-    pub fn step(&self, parent: &Place, name: Name<'_>, at_once: bool) -> Answer<OwnedFd> {
-        match files::step(parent, name, at_once) {
-            Err(Errno::AGAIN | Errno::XDEV | Errno::INVAL) if at_once => Err(Stop::Waits),
+    pub fn step(&self, parent: &Place, name: Name<'_>, reach: Reach) -> Answer<OwnedFd> {
+        match files::step(parent, name, reach) {
+            Err(Errno::AGAIN | Errno::XDEV | Errno::INVAL) if reach != Reach::Any => Err(Stop::Waits),
             Err(Errno::MFILE | Errno::NFILE) => {
                 let half = self.table().places / 2;
                 self.trim(half);
-                Ok(files::step(parent, name, at_once)?)
+                Ok(files::step(parent, name, reach)?)
             }
             answer => Ok(answer?),
         }
@@ -337,6 +348,9 @@ impl Nodes {
     /// There are too many, or the parent is gone.
     pub fn found(&self, parent: u64, name: &[u8], place: OwnedFd, about: &Statx) -> Answer<u64> {
         let key = Key::of(about);
+        // Asked of the host with the table free: a server that is gone does not answer.
+        let new = !self.table().speeds.contains_key(&key.dev);
+        let speed = if new { files::speed(&place) } else { Speed::Far };
         let mut table = self.table();
         if let Some(&id) = table.by_key.get(&key)
             && let Some(node) = table.nodes.get_mut(&id)
@@ -356,7 +370,7 @@ impl Nodes {
         }
         let above = table.nodes.get_mut(&parent).ok_or(STALE)?;
         above.children = above.children.saturating_add(1);
-        table.speeds.entry(key.dev).or_insert_with(|| files::speed(&place));
+        table.speeds.entry(key.dev).or_insert(speed);
         table.last = table.last.saturating_add(1);
         let id = table.last;
         let kind = FileType::from_raw_mode(about.stx_mode.into());
@@ -449,7 +463,7 @@ impl Nodes {
         }
         let _alone = self.moves.write().unwrap_or_else(PoisonError::into_inner);
         for (parent, name) in names {
-            let Ok(place) = files::step(parent, *name, false) else { continue };
+            let Ok(place) = files::step(parent, *name, Reach::Any) else { continue };
             let Ok(about) = files::about(&place) else { continue };
             let mut table = self.table();
             if let Some(&id) = table.by_key.get(&Key::of(&about)) {

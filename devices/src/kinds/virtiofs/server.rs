@@ -6,19 +6,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base::clock::Clock;
-use base::files::{self, Name, Speed};
+use base::files::{self, Name, Reach, Speed};
 use base::memory::Memory;
 use base::meter::Counter;
 use rustix::fs::{FileType, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::Cache;
-use super::data::drop_privileges;
 use super::handles::{Handle, Handles};
 use super::nodes::{Known, Limits, Nodes, Place, Stamp};
 use super::wire::{
-    ATTR_SUBMOUNT, Answer, DONE, Header, KILL_SUIDGID_AT_OPEN, OLDEST_MINOR, Out, Reply, Stop, VERSION,
-    Words, init, op, opened,
+    ATTR_SUBMOUNT, Answer, DONE, Header, KILL_SUIDGID_AT_OPEN, OLDEST_MINOR, OUT_HEADER, Out, Reply, Stop,
+    VERSION, Words, init, op, opened,
 };
 use crate::virtio::Chain;
 
@@ -29,6 +28,9 @@ const PAGES: u16 = 256;
 const BACKGROUND: (u16, u16) = (64, 48);
 /// How long a file has to have rested for its stamp to tell of the next change: the steps of a file system's clock.
 const REST: Duration = Duration::from_secs(1);
+
+/// Bytes of a file in memory that are given up at once; more of them take longer than other devices should wait.
+pub const MUCH: u64 = 16 << 20;
 
 /// How the directory is shared.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,18 @@ pub struct Call<'a> {
     pub memory: &'a Memory,
     /// Only if it can be done without waiting.
     pub at_once: bool,
+}
+
+impl Call<'_> {
+    /// How far a step in a directory in memory may go.
+    pub fn reach(&self) -> Reach {
+        if self.at_once { Reach::Same } else { Reach::Any }
+    }
+
+    /// The same in a directory on a disk.
+    fn reach_of_disk(&self) -> Reach {
+        if self.at_once { Reach::Remembered } else { Reach::Any }
+    }
 }
 
 /// A shared directory.
@@ -120,10 +134,14 @@ impl Server {
 
     /// Closes now what is closed at once, and the rest later.
     pub(super) fn close(&self, closing: impl Iterator<Item = Closing>) {
-        if self.speed == Speed::Memory {
-            closing.for_each(drop);
-        } else {
-            self.closing.lock().unwrap_or_else(PoisonError::into_inner).extend(closing);
+        let small = |file: &Place| files::about(file).is_ok_and(|about| about.stx_size <= MUCH);
+        let at_once = |closing: &Closing| match closing {
+            Closing::Place(place) => self.speed == Speed::Memory && small(place),
+            Closing::Handle(handle) => handle.speed == Speed::Memory && small(&handle.file),
+        };
+        let later: Vec<Closing> = closing.filter(|closing| !at_once(closing)).collect();
+        if !later.is_empty() {
+            self.closing.lock().unwrap_or_else(PoisonError::into_inner).extend(later);
         }
     }
 
@@ -132,6 +150,8 @@ impl Server {
         let mut words = Words(call.body);
         let words = &mut words;
         match call.header.op {
+            // Thousands of files are not closed at once.
+            op::INIT | op::DESTROY if call.at_once && !self.nodes.is_clear() => Err(Stop::Waits),
             op::INIT => self.init(words),
             op::DESTROY => {
                 self.clear();
@@ -275,9 +295,9 @@ impl Server {
         &self,
         (id, parent): (u64, &Place),
         name: Name<'_>,
-        at_once: bool,
+        reach: Reach,
     ) -> Answer<(u64, Statx, u32)> {
-        let place = self.nodes.step(parent, name, at_once)?;
+        let place = self.nodes.step(parent, name, reach)?;
         let about = files::about(&place)?;
         let node = self.nodes.found(id, name.bytes(), place, &about)?;
         Ok((node, about, self.flags(id, node, &about)))
@@ -305,8 +325,8 @@ impl Server {
         let known = self.known(call)?;
         let parent = self.place(call)?;
         // What is in memory is there at once; of the rest, what the kernel remembers.
-        let at_once = call.at_once && known.speed != Speed::Memory;
-        match self.find((call.header.node, &parent), name, at_once) {
+        let reach = if known.speed == Speed::Memory { call.reach() } else { call.reach_of_disk() };
+        match self.find((call.header.node, &parent), name, reach) {
             Ok((node, about, flags)) => Ok(Out::default().entry(node, &about, flags, self.valid()).reply()),
             Err(Stop::Refused(Errno::NOENT)) if self.rules.cache == Cache::Always => {
                 Ok(Out::default().no_entry(self.valid()).reply())
@@ -343,12 +363,18 @@ impl Server {
             // Writing may break a lease, truncating writes.
             self.known_in_memory(call)?;
         }
+        let truncates = flags.contains(OFlags::TRUNC);
+        // Some of the files that the kernel itself makes are read by waiting for what comes.
+        let flags = if known.speed == Speed::Far { flags | OFlags::NONBLOCK } else { flags };
         // What else there is, the guest's kernel opens itself: here it might be a device, or wait for its other end.
         if known.kind != FileType::RegularFile {
             return Err(Stop::Refused(Errno::INVAL));
         }
         self.handles.room()?;
         let place = self.place(call)?;
+        if truncates && call.at_once && files::about(&place)?.stx_size > MUCH {
+            return Err(Stop::Waits);
+        }
         let file = match files::open(&place, flags) {
             // Not to be read, which was our own wish.
             Err(Errno::ACCESS) if self.writeback.load(Ordering::Relaxed) && flags.contains(OFlags::RDWR) => {
@@ -356,17 +382,18 @@ impl Server {
             }
             answer => answer?,
         };
-        if how & KILL_SUIDGID_AT_OPEN != 0 {
-            drop_privileges(&file)?;
+        if truncates && how & KILL_SUIDGID_AT_OPEN != 0 {
+            self.drop_privileges(&file)?;
         }
-        let how = self.opened(call.header.node, &file);
-        let handle = self.handles.add(Handle::file(file))?;
+        let how = self.opened(call.header.node, &file, known.speed);
+        let handle = self.handles.add(Handle::file(call.header.node, known.speed, file))?;
         Ok(Out::default().open(handle, how).reply())
     }
 
     /// How the driver is to treat a file that was opened.
-    pub(super) fn opened(&self, node: u64, file: &OwnedFd) -> u32 {
-        match self.rules.cache {
+    pub(super) fn opened(&self, node: u64, file: &OwnedFd, speed: Speed) -> u32 {
+        let last = if speed == Speed::Far { 0 } else { opened::NOFLUSH };
+        let cache = match self.rules.cache {
             Cache::Never => opened::DIRECT_IO,
             Cache::Always => opened::KEEP_CACHE,
             Cache::Auto => {
@@ -379,7 +406,8 @@ impl Server {
                 let settled = u64::try_from(changed.0.max(modified.0)).is_ok_and(|at| at < rested);
                 if self.nodes.unchanged(node, stamp, settled) { opened::KEEP_CACHE } else { 0 }
             }
-        }
+        };
+        cache | last
     }
 
     fn open_directory(&self, call: &Call<'_>) -> Answer {
@@ -390,7 +418,7 @@ impl Server {
         self.handles.room()?;
         let directory = files::open_directory(self.place(call)?)?;
         let how = if self.rules.cache == Cache::Always { opened::KEEP_CACHE | opened::CACHE_DIR } else { 0 };
-        let handle = self.handles.add(Handle::directory(directory))?;
+        let handle = self.handles.add(Handle::directory(call.header.node, known.speed, directory))?;
         Ok(Out::default().open(handle, how).reply())
     }
 
@@ -398,8 +426,9 @@ impl Server {
     fn list(&self, call: &Call<'_>, words: &mut Words<'_>, plus: bool) -> Answer {
         self.known_in_memory(call)?;
         let (handle, offset, size) = (words.u64()?, words.u64()?, words.u32()?);
-        let handle = self.handles.get(handle)?;
-        let room = usize::try_from(size.min(LARGEST)).unwrap_or(0);
+        let handle = self.handle(call, handle, Speed::Memory)?;
+        let room = call.chain.writable().len().saturating_sub(OUT_HEADER).min(size.min(LARGEST).into());
+        let room = usize::try_from(room).unwrap_or(0);
         let parent = if plus { Some(self.place(call)?) } else { None };
         let mut listing = handle.listing()?;
         listing.seek(&handle.file, offset)?;
@@ -415,7 +444,7 @@ impl Server {
             if let Some(parent) = &parent {
                 // `.` and `..` are no names, and what is gone already is told of by its name alone.
                 let found = Name::new(&entry.name).map_err(Stop::from);
-                match found.and_then(|name| self.find((call.header.node, parent), name, false)) {
+                match found.and_then(|name| self.find((call.header.node, parent), name, call.reach())) {
                     Ok((node, about, flags)) => out.entry(node, &about, flags, self.valid()),
                     Err(_) => out.no_entry(0),
                 };

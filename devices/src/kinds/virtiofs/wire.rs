@@ -84,6 +84,8 @@ pub mod opened {
     pub const DIRECT_IO: u32 = 1;
     pub const KEEP_CACHE: u32 = 2;
     pub const CACHE_DIR: u32 = 8;
+    /// Nothing is lost if nobody asks at the end.
+    pub const NOFLUSH: u32 = 1 << 5;
 }
 
 /// `FUSE_OPEN_KILL_SUIDGID`: who opens the file has no right to keep what it gives to who runs it.

@@ -81,5 +81,28 @@ fn lengths_are_those_of_the_request() {
         assert_eq!(guest.send(&request, 16 + 100).len(), 116, "no more than there is room for");
         assert_eq!(guest.read(node, handle, (u64::MAX, 10)), Err(EINVAL));
         assert_eq!(guest.read(node, handle + 1, (0, 10)), Err(EBADF));
+        assert_eq!(guest.read(ROOT, handle, (0, 10)), Err(EBADF), "a handle of another node");
+        let listing = long(&guest.call(OPENDIR, ROOT, &[0; 8]).unwrap(), 0);
+        let body = Body::default().longs(&[listing, 0]).words(&[1 << 20, 0]).longs(&[0, 0]);
+        let request = guest.request(READDIRPLUS, ROOT, &body.0, (0, 0));
+        let answer = guest.send(&request, 16 + 200);
+        assert_eq!(word(&answer, 4), 0, "what there is room for is listed");
     });
+}
+
+/// What the kernel makes up as it is read is there, and what is read by waiting does not make the lane or the end wait.
+#[test]
+fn files_of_the_kernel_are_read_and_never_waited_for() {
+    let host = FakeHost::default();
+    host.put_directory(std::path::Path::new("dir"), std::path::Path::new("/proc"));
+    let mut guest = Guest::on(&host, tempfile::tempdir().unwrap(), ",readonly=on");
+    let text = guest.content("version").unwrap();
+    assert!(text.starts_with(b"Linux version"), "{text:?}");
+    // As root it opens, and has nothing more to say after a while; others are refused.
+    if let Ok(node) = guest.lookup(ROOT, "kmsg")
+        && let Ok(handle) = guest.open(node, 0)
+    {
+        let all = (0..10_000).find_map(|_| guest.read(node, handle, (0, 60_000)).err());
+        assert_eq!(all, Some(11), "it would have to wait");
+    }
 }

@@ -91,7 +91,12 @@ impl Guest {
     pub fn of(dir: TempDir, keys: &str) -> Guest {
         let host = FakeHost::default();
         host.put_directory(Path::new("dir"), dir.path());
-        let mut rig = Rig::of("virtiofs", &format!("path=dir{keys}"), &host);
+        Guest::on(&host, dir, keys)
+    }
+
+    /// Of what that host has for `dir`.
+    pub fn on(host: &FakeHost, dir: TempDir, keys: &str) -> Guest {
+        let mut rig = Rig::of("virtiofs", &format!("path=dir{keys}"), host);
         let queue = rig.start_with(1, VERSION_1, 256);
         let mut guest = Guest { rig, dir, queue, unique: 0 };
         let body = Body::default().words(&[7, 38, 1 << 17, u32::MAX]).words(&[u32::MAX; 12]);

@@ -28,7 +28,7 @@ impl Tree {
 
     fn find(&self, parent: u64, name: &str) -> Answer<u64> {
         let above = self.nodes.place(parent, false)?;
-        let place = self.nodes.step(&above, Name::new(name.as_bytes())?, false)?;
+        let place = self.nodes.step(&above, Name::new(name.as_bytes())?, Reach::Any)?;
         let about = files::about(&place)?;
         self.nodes.found(parent, name.as_bytes(), place, &about)
     }
