@@ -51,7 +51,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (make, seed) in [(Make::Raw, 11), (Make::Qcow2, 22), (Make::Kept, 33), (Make::Throwaway, 44)] {
         for (transport, flavour) in WAYS {
-            let load = Load { count: 2500, mib: 256, seed, fio: Some(FIO) };
+            let load = Load { count: 1500, mib: 256, seed, fio: Some(FIO) };
             let name = format!("soak::disks::fio_and_random_work_{}_{transport}", make.name());
             cases.push(Case::new(name, move |room| {
                 room.limit = LIMIT;
