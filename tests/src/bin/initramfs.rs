@@ -1,6 +1,8 @@
 //! Writes the RAM disk of the tests for a stock kernel, and the kernel's vmlinux: for benchmarks and by hand.
 //!
 //!     initramfs cloud|generic|rt INITRD [VMLINUX]
+//!     initramfs mark INITRD         one that says a mark and powers off
+//!     initramfs traffic INITRD      what the benchmark of networks adds to that of the cloud kernel
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -8,6 +10,17 @@ use std::process::ExitCode;
 
 use tests::initramfs;
 use tests::kernels::{Flavour, Kernel};
+
+/// What the guest of the benchmark of networks does.
+const TRAFFIC: &str =
+    "word() { for w in $($B cat /proc/cmdline); do case $w in $1=*) echo ${w#*=};; esac; done; }
+to=$(word test.to)
+case $to in
+  *192.168.77.*) $B ip addr add 192.168.77.2/24 dev eth0; $B ip link set eth0 up;;
+  *10.0.2.2*) $B ip addr add 10.0.2.15/24 dev eth0; $B ip link set eth0 up;;
+esac
+/bin/traffic guest $to $(word test.mib) $(word test.trips) $(word test.calls)
+";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,10 +35,15 @@ fn main() -> ExitCode {
 
 fn write(arguments: &[String]) -> Result<(), String> {
     let [flavour, initrd, vmlinux @ ..] = arguments else {
-        return Err("initramfs mark|cloud|generic|rt INITRD [VMLINUX]".into());
+        return Err("initramfs mark|traffic|cloud|generic|rt INITRD [VMLINUX]".into());
     };
     if flavour == "mark" {
         return initramfs::write_mark(Path::new(initrd));
+    }
+    if flavour == "traffic" {
+        let kernel = Kernel::fetch(Flavour::Cloud)?;
+        let modules = ["vmw_vsock_virtio_transport"];
+        return initramfs::write_more(&kernel, Path::new(initrd), "traffic", TRAFFIC, &modules, &["traffic"]);
     }
     let flavour = Flavour::ALL.into_iter().find(|known| known.name() == flavour).ok_or("no such flavour")?;
     let kernel = Kernel::fetch(flavour)?;
