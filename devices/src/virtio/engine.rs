@@ -3,6 +3,8 @@
 //! Doorbells wake it; it quiets the ring, lets the device work, listens again, and interrupts the driver at most
 //! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
 
+mod news;
+
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,8 @@ pub const FEATURES: u64 =
 
 /// Device tokens lie above the queue indices, which share the numbers of a lane's work.
 const DEVICE_TOKENS: u32 = 1 << 16;
+/// The patience of a driver is at its end; above both.
+const TELL: u32 = 1 << 17;
 
 #[derive(Default)]
 pub(super) struct Config {
@@ -249,6 +253,8 @@ pub struct Engine {
     spare: Vec<Vec<Buffer>>,
     /// The queues whose driver wants an interrupt after this visit.
     wanted: Vec<u16>,
+    /// An interrupt waits for a driver that may do without it.
+    waiting: bool,
     epoch: u32,
     running: bool,
     /// What the device has asked of the machine.
@@ -270,6 +276,7 @@ impl Engine {
             rings: Vec::new(),
             spare: Vec::new(),
             wanted: Vec::new(),
+            waiting: false,
             epoch: 0,
             running: false,
             asked: Effect::None,
@@ -337,6 +344,8 @@ impl Engine {
             });
         }
         self.rings.clear();
+        ctx.disarm(TELL);
+        self.waiting = false;
         self.epoch = self.epoch.wrapping_add(1);
     }
 
@@ -423,25 +432,14 @@ impl Engine {
 
     /// One visit: calls the device by `first`, serves the rest, and interrupts the driver at most once.
     fn visit(&mut self, ctx: &mut Context<'_>, first: impl FnOnce(&mut Self, &mut Context<'_>) -> bool) {
+        if self.waiting {
+            self.forget_unwanted(ctx);
+        }
         self.rings.iter_mut().flatten().for_each(Ring::open);
         if first(self, ctx) {
             self.settle(ctx);
         }
-        self.interrupt_if_wanted();
-    }
-
-    fn interrupt_if_wanted(&mut self) {
-        let ram = self.memory.ram();
-        self.wanted.clear();
-        for (ring, doorbell) in self.rings.iter_mut().zip(&self.doorbells) {
-            // A ring that cannot be read was reported by whoever wrote to it.
-            if ring.as_mut().is_some_and(|ring| ring.wants_interrupt(ram).unwrap_or(false)) {
-                self.wanted.push(doorbell.queue);
-            }
-        }
-        if !self.wanted.is_empty() {
-            self.shared.used(&self.wanted);
-        }
+        self.interrupt_if_wanted(false, ctx);
     }
 }
 
@@ -458,6 +456,10 @@ impl Work for Engine {
     fn ready(&mut self, token: u32, ctx: &mut Context<'_>) -> Effect {
         if !self.running {
             return std::mem::take(&mut self.asked);
+        }
+        if token == TELL {
+            self.interrupt_if_wanted(true, ctx);
+            return Effect::None;
         }
         self.visit(ctx, |engine, ctx| match u16::try_from(token) {
             Ok(queue) => engine.kick(queue, ctx),

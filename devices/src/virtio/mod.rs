@@ -18,6 +18,7 @@ pub mod pci;
 mod ring;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::meter::Counter;
 use base::{Fault, Result};
@@ -74,6 +75,13 @@ pub trait Device: Send {
     fn start(&mut self, features: u64, io: &mut Io<'_>) -> Result<()> {
         let _ = (features, io);
         Ok(())
+    }
+
+    /// How long the driver may be left without an interrupt for chains of `queue`, which are back at once: no time,
+    /// unless it is only room that comes back, which drivers look for by themselves whenever they have other work.
+    fn patience(&self, queue: u16) -> Duration {
+        let _ = queue;
+        Duration::ZERO
     }
 
     /// There may be chains in `queue`: take them with [`Io::next`] until it has none, or until the device is full.

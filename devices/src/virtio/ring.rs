@@ -196,12 +196,12 @@ impl Ring {
         Ok(if cut { Left::Rest } else { Left::Nothing })
     }
 
-    /// Whether the driver wants an interrupt for the chains given back since the last call.
-    pub fn wants_interrupt(&mut self, ram: &Ram) -> Result<bool, Fault> {
-        if !std::mem::take(&mut self.fresh) {
+    /// Whether the driver wants an interrupt for chains that it was not told of. It is told, or wants to hear of nothing
+    /// so far: either way [`Ring::tell`] follows, now or later, and what counts then is what the driver wants by then.
+    pub fn wants_interrupt(&self, ram: &Ram) -> Result<bool, Fault> {
+        if !self.fresh {
             return Ok(false);
         }
-        let told = std::mem::replace(&mut self.told, self.queue.next_used());
         if self.queue.event_idx_enabled() {
             // Section 2.7.10: only if the entry that the driver waits for is among the new ones.
             fence(Ordering::SeqCst);
@@ -210,9 +210,9 @@ impl Ring {
             let event: u16 = ram
                 .load(GuestAddress(place), Ordering::Relaxed)
                 .map_err(|_| Fault::new("available ring is not in memory", place))?;
-            let new = self.told.wrapping_sub(told);
-            let behind = self.told.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
-            return Ok(behind < new);
+            let used = self.queue.next_used();
+            let behind = used.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(behind < self.untold());
         }
         // The used index must be visible before the flag is read (section 2.7.7.2), or both sides could miss it.
         fence(Ordering::SeqCst);
@@ -220,5 +220,21 @@ impl Ring {
             .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
             .map_err(|_| Fault::new("available ring is not in memory", self.queue.avail_ring()))?;
         Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+
+    /// Chains given back since the last [`Ring::tell`].
+    fn untold(&self) -> u16 {
+        self.queue.next_used().wrapping_sub(self.told)
+    }
+
+    /// Whether so many chains are back that a driver may be waiting for them, whatever else it does.
+    pub fn is_pressing(&self) -> bool {
+        self.untold() >= self.queue.size() / 4
+    }
+
+    /// The driver was told of all chains, or has no wish to be.
+    pub fn tell(&mut self) {
+        self.fresh = false;
+        self.told = self.queue.next_used();
     }
 }

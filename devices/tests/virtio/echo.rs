@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::lane::Interest;
 use base::meter::Counter;
@@ -16,6 +17,7 @@ pub struct Echo {
     chains: Arc<Counter>,
     /// It does not start.
     lame: bool,
+    patience: Duration,
 }
 
 impl Device for Echo {
@@ -38,6 +40,9 @@ impl Device for Echo {
     fn start(&mut self, _: u64, _: &mut Io<'_>) -> base::Result<()> {
         if self.lame { Err(Fail::new(Why::Host, "start echo0")) } else { Ok(()) }
     }
+    fn patience(&self, _: u16) -> Duration {
+        self.patience
+    }
     fn kick(&mut self, queue: u16, io: &mut Io<'_>) -> Result<(), Fault> {
         self.kicks.add(1);
         while let Some(chain) = io.next(queue)? {
@@ -56,6 +61,11 @@ impl Echo {
     /// One that does not start.
     pub fn lame() -> Echo {
         Echo { lame: true, ..Echo::default() }
+    }
+
+    /// One whose driver may be left without an interrupt for so long.
+    pub fn patient(patience: Duration) -> Echo {
+        Echo { patience, ..Echo::default() }
     }
 }
 

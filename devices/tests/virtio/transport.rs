@@ -1,6 +1,7 @@
 //! What the transport and the engine do for every device, seen through a device that only counts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::memory::Memory;
 use base::meter::Counter;
@@ -154,6 +155,35 @@ fn the_driver_can_do_without_interrupts() {
         rig.settle();
         assert_eq!(rig.bell.edges(), edges, "used_event 1 means: after the second chain");
     }
+}
+
+#[test]
+fn a_driver_that_may_do_without_an_interrupt_gets_it_late_or_never() {
+    let mut rig = Rig::new(Box::new(Echo::patient(Duration::from_secs(3600))), Memory::new(&RAM).unwrap());
+    let mut queue = rig.start(EVENT_IDX, 64);
+    for n in 0..40 {
+        queue.push(rig.ram(), &[(0x1000, 1, false)]);
+        rig.notify(0);
+        rig.settle();
+        // It finds it by itself, and asks to hear of the next.
+        assert_eq!(queue.pop(rig.ram()).map(|(_, len)| len), Some(1), "chain {n} is back at once");
+    }
+    assert_eq!(rig.bell.edges(), 0);
+    (0..16).for_each(|_| _ = queue.push(rig.ram(), &[(0x1000, 1, false)]));
+    rig.notify(0);
+    rig.settle();
+    assert_eq!(rig.bell.edges(), 1, "a quarter of the ring is too much to wait for");
+
+    let mut rig = Rig::new(Box::new(Echo::patient(Duration::from_micros(1))), Memory::new(&RAM).unwrap());
+    let mut queue = rig.start(EVENT_IDX, 64);
+    for edges in 0..3 {
+        queue.want_interrupt_after(rig.ram(), edges);
+        queue.push(rig.ram(), &[(0x1000, 1, false)]);
+        rig.notify(0);
+        rig.bell.wait(edges.into());
+    }
+    rig.set(reg::STATUS, 0);
+    assert_eq!(rig.bell.edges(), 3, "one for each, and none after the reset");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The device: frames from its queues to the link and back, and the control queue.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use base::meter::Counter;
 use base::throttle::Throttle;
@@ -22,6 +23,10 @@ use crate::virtio::{Chain, Device, Io, Meters};
 /// Entries of a queue of frames, and of the control queue.
 const QUEUE: u16 = 256;
 const CONTROL: u16 = 16;
+
+/// How long a driver may be left without an interrupt for what it has sent: longer than most answers take to come back,
+/// and too short for whoever waits for room to send.
+const SENT: Duration = Duration::from_micros(200);
 
 /// Tokens above those of links: a pair may send, or receive, again.
 const RECEIVING: u16 = 0xfe00;
@@ -247,6 +252,11 @@ impl Device for Net {
         self.link.start(features, io)?;
         self.link.use_pairs(1);
         Ok(())
+    }
+
+    /// A frame that is sent leaves room for another, which the driver takes up when it sends or receives the next.
+    fn patience(&self, queue: u16) -> Duration {
+        if queue % 2 == 1 && queue < self.control() { SENT } else { Duration::ZERO }
     }
 
     fn kick(&mut self, queue: u16, io: &mut Io<'_>) -> std::result::Result<(), Fault> {
