@@ -61,18 +61,6 @@ impl Iovecs {
         Ok(Iovecs::of(list.collect::<io::Result<_>>()?, Some(memory.clone())))
     }
 
-    /// The same behind `skip` bytes that are thrown away: only to be read into.
-    ///
-    /// # Errors
-    /// As [`Iovecs::guest`].
-    pub fn behind(skip: u64, memory: &Memory, parts: impl Iterator<Item = (u64, u32)>) -> io::Result<Iovecs> {
-        let mut behind = Iovecs::guest(memory, parts)?;
-        if skip > 0 {
-            behind.list.splice(0..0, super::socket::bin(skip));
-        }
-        Ok(behind)
-    }
-
     /// `len` zeros, only to be written from.
     pub fn zeros(len: u64) -> Iovecs {
         let mut left = len;

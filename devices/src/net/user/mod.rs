@@ -128,7 +128,7 @@ pub struct User {
     peers: HashMap<(usize, SocketAddr), u16>,
     /// Flows that have something to do.
     work: VecDeque<u16>,
-    /// Bytes that wait for sockets, of all connections.
+    /// Bytes that wait for sockets or for the guest to acknowledge them, of all connections.
     buffered: usize,
     assemblies: Assemblies,
     scratch: Vec<u8>,
@@ -221,7 +221,7 @@ impl User {
             let Some(slot) = self.table.get(number) else { continue };
             let mut wire = Wire { card: &mut self.card, inbox: &mut *inbox, io: &mut *io };
             let turn = match &mut slot.flow {
-                Flow::Tcp(connection) => connection.pump(&mut wire, self.buffered)?,
+                Flow::Tcp(connection) => connection.pump(&mut wire, &mut self.buffered)?,
                 Flow::Udp(flow) => flow.pump(&mut wire, &mut self.policy, &mut self.scratch, now)?,
             };
             slot.queued = matches!(turn, Turn::Starved | Turn::Again);

@@ -1,10 +1,12 @@
 //! One TCP connection of the guest, ended here and carried on by a socket of the host.
 //!
-//! Nothing is stored on the way to the guest: what has been sent and not acknowledged stays in the kernel's receive
-//! buffer, from where it is *peeked* straight into guest memory, and is discarded when the guest acknowledges it. On the
-//! way from the guest bytes go straight from its memory into the socket; what a slow socket does not take waits in a
+//! Bytes go straight from the socket into guest memory, and from there a copy is kept until the guest acknowledges it; on
+//! the way from the guest they go straight from its memory into the socket. What a slow socket does not take waits in a
 //! bounded buffer, and the window that the guest is shown shrinks by it. The wire to the guest loses nothing but what
 //! its driver drops, so a lost segment is sent again from the first missing byte on (RFC 9293 without SACK).
+//!
+//! To leave what is not acknowledged in the socket, and peek at it, would save the copy. But before Linux 6.9 each peek
+//! copies all that was sent before once more, which costs more than all else.
 
 mod speech;
 
@@ -22,10 +24,13 @@ use super::packet::{self, flag};
 use super::wire::Wire;
 use crate::virtio::Chain;
 
-/// Bytes of one connection that may wait for a slow socket; also the window that the guest is shown.
+/// Bytes of one connection that may wait for a slow socket, and for the guest's acknowledgement; also the window that the
+/// guest is shown.
 const LIMIT: usize = 512 << 10;
 /// The same of all connections together.
 pub const BUFFERED: usize = 64 << 20;
+/// Bytes of room for what is sent that a quiet connection holds on to.
+const SPARE: usize = 16 << 10;
 /// The scale of our window.
 const SCALE: u8 = 4;
 
@@ -100,10 +105,10 @@ pub struct Connection {
     host_ended: bool,
     /// The socket has been told of the guest's end.
     shut: bool,
-    /// There may be something to peek at.
+    /// Sent, from `acked` on: to be sent again if it gets lost.
+    kept: VecDeque<u8>,
+    /// There may be something to receive, or to send again.
     readable: bool,
-    /// Peeks begin where the last one ended.
-    offset: bool,
     /// The guest is owed an answer.
     due: bool,
     /// Sooner than it is due: the guest is asked for its window.
@@ -135,9 +140,8 @@ impl Connection {
         // A wait for more small writes is the guest's own choice, and already behind it.
         let _ = sockopt::set_tcp_nodelay(&socket, true);
         let _ = sockopt::set_socket_keepalive(&socket, true);
-        // Urgent data are data: a peek would stop before them.
+        // Urgent data are data.
         let _ = sockopt::set_socket_oobinline(&socket, true);
-        let offset = socket::set_peek_offset(&socket, 0).is_ok();
         Connection {
             socket,
             ends,
@@ -155,8 +159,8 @@ impl Connection {
             guest_ended: false,
             host_ended: false,
             shut: false,
+            kept: VecDeque::new(),
             readable: true,
-            offset,
             due: false,
             probe: false,
             repeats: 0,
@@ -216,9 +220,9 @@ impl Connection {
         self.next != self.acked || self.readable
     }
 
-    /// Bytes that wait for the socket.
+    /// Bytes that wait for the socket, or for the guest to say that it has them.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len().saturating_add(self.kept.len())
     }
 
     /// The socket has changed; `ended` says that its other side has said its last word. The error it has had, if any,
@@ -293,7 +297,7 @@ impl Connection {
             self.greeted(segment);
             return Ok(());
         }
-        if segment.flags & flag::ACK == 0 || !self.acknowledge(segment, data.len) {
+        if segment.flags & flag::ACK == 0 || !self.acknowledge(segment, data.len, buffered) {
             return Ok(());
         }
         if self.phase != Phase::Open {
@@ -357,7 +361,7 @@ impl Connection {
     }
 
     /// Takes note of what the guest has received; whether the segment is one of this connection's.
-    fn acknowledge(&mut self, segment: &packet::Tcp, len: u32) -> bool {
+    fn acknowledge(&mut self, segment: &packet::Tcp, len: u32, buffered: &mut usize) -> bool {
         let sent = self.top.wrapping_sub(self.acked);
         let Some(mut done) = ahead(segment.acknowledged, self.acked).filter(|done| *done <= sent) else {
             // An old one may still bring data; one for what was never sent may not (RFC 9293, section 3.10.7.4).
@@ -394,13 +398,11 @@ impl Connection {
         if self.fin.is_some_and(|fin| ahead(segment.acknowledged, fin.wrapping_add(1)).is_some()) {
             done = done.saturating_sub(1);
         }
-        let mut left = size(done);
-        while left > 0 {
-            match socket::discard(&self.socket, left) {
-                Ok(len) if len > 0 => left = left.saturating_sub(len),
-                // The kernel has given up the connection; its event is on the way.
-                _ => break,
-            }
+        let gone = size(done).min(self.kept.len());
+        self.kept.drain(..gone);
+        *buffered = buffered.saturating_sub(gone);
+        if self.kept.is_empty() && self.kept.capacity() > SPARE {
+            self.kept = VecDeque::new();
         }
         true
     }
@@ -409,9 +411,6 @@ impl Connection {
     fn rewind(&mut self) {
         self.next = self.acked;
         self.readable = true;
-        if self.offset {
-            let _ = socket::set_peek_offset(&self.socket, 0);
-        }
     }
 
     /// Hands data to the socket, or keeps what it does not take; how much was taken.

@@ -1,10 +1,11 @@
 //! The half of a connection that speaks to the guest: greetings, data, acknowledgements, the end, and what is sent again.
 
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use base::Fault;
 use base::sys::iovec::Iovecs;
-use base::sys::socket;
 use rustix::net::sockopt;
 
 use super::super::packet::{Builder, ETHERNET, TCP, flag, tcp_header};
@@ -77,7 +78,7 @@ impl Connection {
     ///
     /// # Errors
     /// The guest's ring is broken.
-    pub fn pump(&mut self, wire: &mut Wire<'_, '_>, buffered: usize) -> Result<Turn, Fault> {
+    pub fn pump(&mut self, wire: &mut Wire<'_, '_>, buffered: &mut usize) -> Result<Turn, Fault> {
         if self.phase != Phase::Open {
             if self.due && self.phase != Phase::Connecting {
                 if !self.greet(wire)? {
@@ -99,7 +100,7 @@ impl Connection {
         }
         if turn == Turn::Idle && self.due {
             let number = if std::mem::take(&mut self.probe) { self.acked.wrapping_sub(1) } else { self.next };
-            let packet = self.segment(wire, number, flag::ACK, 0, buffered);
+            let packet = self.segment(wire, number, flag::ACK, 0, *buffered);
             if !wire.whole(packet, 16)? {
                 return Ok(Turn::Starved);
             }
@@ -110,12 +111,12 @@ impl Connection {
     }
 
     /// Sends one segment of data, or the FIN behind all of it. `None`: there may be more.
-    fn push(&mut self, wire: &mut Wire<'_, '_>, buffered: usize) -> Result<Option<Turn>, Fault> {
+    fn push(&mut self, wire: &mut Wire<'_, '_>, buffered: &mut usize) -> Result<Option<Turn>, Fault> {
         if self.fin.is_some_and(|fin| self.next == fin.wrapping_add(1)) || !self.readable {
             return Ok(Some(Turn::Idle));
         }
         if self.fin == Some(self.next) {
-            return self.finish(wire, buffered);
+            return self.finish(wire, *buffered);
         }
         let flight = self.next.wrapping_sub(self.acked);
         let open = size(self.window.saturating_sub(flight));
@@ -125,7 +126,12 @@ impl Connection {
         let v6 = self.ends.guest.is_ipv6();
         let head = if v6 { 60 } else { 40usize }.saturating_add(ETHERNET);
         let one = usize::from(self.size);
-        let want = open.min(if wire.large(v6) { LARGEST } else { one });
+        let again = self.kept.len().saturating_sub(size(flight));
+        let may = if again > 0 { again } else { self.may_keep(*buffered) };
+        let want = open.min(may).min(if wire.large(v6) { LARGEST } else { one });
+        if want == 0 {
+            return Ok(Some(Turn::Idle));
+        }
         let before = HEADER.saturating_add(head as u64);
         let room = wire.inbox.room(before.saturating_add(want as u64), wire.io)?;
         let room = usize::try_from(room.saturating_sub(before)).unwrap_or(0);
@@ -133,16 +139,20 @@ impl Connection {
             return Ok(Some(Turn::Starved));
         }
         let want = want.min(room);
-        let skip = if self.offset { 0 } else { u64::from(flight) };
-        let into = Iovecs::behind(skip, wire.io.memory(), wire.inbox.parts(before, want as u64));
-        let answer = into.and_then(|into| socket::peek(&self.socket, &into));
+        let answer = if again > 0 {
+            let piece: Vec<u8> = self.kept.iter().skip(size(flight)).take(want).copied().collect();
+            wire.inbox.write(wire.io.ram(), before, &piece);
+            Ok(piece.len())
+        } else {
+            self.receive(wire, before, want, buffered)
+        };
         let len = match answer {
             Ok(len) => {
                 self.host_ended |= len == 0;
-                len.saturating_sub(usize::try_from(skip).unwrap_or(usize::MAX))
+                len
             }
-            Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => 0,
-            Err(cause) if cause.kind() == std::io::ErrorKind::Interrupted => return Ok(None),
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => 0,
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => return Ok(None),
             Err(_) => {
                 self.refuse(wire)?;
                 return Ok(Some(Turn::Gone));
@@ -150,7 +160,7 @@ impl Connection {
         };
         if len > 0 {
             let flags = if len < want { flag::ACK | flag::PSH } else { flag::ACK };
-            let packet = self.segment(wire, self.next, flags, len, buffered);
+            let packet = self.segment(wire, self.next, flags, len, *buffered);
             wire.segment(packet, len, self.size);
             self.due = false;
             self.sent(bytes(len));
@@ -159,10 +169,35 @@ impl Connection {
             self.readable = false;
             if self.host_ended {
                 self.fin = Some(self.next);
-                return self.finish(wire, buffered);
+                return self.finish(wire, *buffered);
             }
         }
         Ok(if len == want { None } else { Some(Turn::Idle) })
+    }
+
+    /// Bytes that may be kept beside those that are. A connection that keeps none gets one packet's worth whatever the others
+    /// have, or it would never be heard of again.
+    fn may_keep(&self, buffered: usize) -> usize {
+        let room = LIMIT.saturating_sub(self.kept.len()).min(BUFFERED.saturating_sub(buffered));
+        if self.kept.is_empty() { room.max(self.size.into()) } else { room }
+    }
+
+    /// Moves up to `want` bytes from the socket into the inbox at `at`, and keeps a copy of them.
+    fn receive(
+        &mut self,
+        wire: &Wire<'_, '_>,
+        at: u64,
+        want: usize,
+        buffered: &mut usize,
+    ) -> io::Result<usize> {
+        let into = Iovecs::guest(wire.io.memory(), wire.inbox.parts(at, want as u64))?;
+        let len = into.receive(self.socket.as_fd())?;
+        // What the guest does to its memory meanwhile is its own affair.
+        let mut copy = vec![0; len];
+        wire.inbox.read(wire.io.ram(), at, &mut copy);
+        self.kept.extend(copy);
+        *buffered = buffered.saturating_add(len);
+        Ok(len)
     }
 
     fn sent(&mut self, count: u32) {
