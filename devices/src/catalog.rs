@@ -59,15 +59,26 @@ pub enum Purpose<'a> {
         /// Writes are kept.
         keep: bool,
     },
-    /// The guest finds a directory of the host by this tag, to read it, or to write to it as well.
+    /// The guest finds a directory of the host by this tag.
     Directory {
         /// The directory.
         path: &'a Path,
         /// The tag.
         tag: &'a str,
-        /// It may be written to.
-        write: bool,
+        /// What it may do with it.
+        access: Access,
     },
+}
+
+/// What a guest may do with a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read it.
+    Read,
+    /// Read it, and lay a layer of its own over it.
+    Layered,
+    /// Write to it as well.
+    Through,
 }
 
 /// What a device author writes: the whole of a device, in one file.

@@ -1,7 +1,8 @@
 //! The outcome of a run: how it ended, what it cost, and the exit code that says so.
 
+mod watch;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,12 @@ use base::{Fail, Why};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::health::Finding;
 use crate::hv::Kind;
 use crate::plan::{Accel, Period, Plan};
 use crate::session::Ended;
+
+pub use self::watch::Watch;
 
 /// Exit codes of `mayfly run`, besides the guest's own (debug-exit) and 128 + N for signal N.
 pub mod code {
@@ -22,6 +26,8 @@ pub mod code {
     pub const USAGE: u8 = 2;
     /// The guest's kernel panicked.
     pub const PANICKED: u8 = 120;
+    /// The command in the guest succeeded, but the kernel did not stay healthy.
+    pub const UNHEALTHY: u8 = 121;
     /// The guest ended in a way that no guest means to: a triple fault, an instruction KVM cannot run.
     pub const CRASHED: u8 = 122;
     /// The host or mayfly failed while the guest ran.
@@ -173,6 +179,8 @@ pub struct Report {
     pub command: Option<Ended>,
     /// The console's last line is open: what is printed next to it needs a fresh line.
     pub mid_line: bool,
+    /// What the console of a command's guest said last, if the run went wrong.
+    pub last_lines: Vec<String>,
 }
 
 /// Times of a run, from [`process_start`].
@@ -224,6 +232,8 @@ struct CommandLine {
     end: &'static str,
     exit_code: Option<u8>,
     signal: Option<u8>,
+    healthy: bool,
+    findings: Vec<Finding>,
 }
 
 impl CommandLine {
@@ -233,7 +243,8 @@ impl CommandLine {
             Some(Outcome::Signal(signal)) => (None, Some(signal)),
             _ => (None, None),
         };
-        CommandLine { end: ended.name(), exit_code, signal }
+        let (healthy, findings) = (ended.health.is_good(), ended.health.findings.clone());
+        CommandLine { end: ended.name(), exit_code, signal, healthy, findings }
     }
 }
 
@@ -248,6 +259,7 @@ impl Report {
             exits: Kind::NAMES.iter().map(|(_, name)| (*name, 0)).collect(),
             memory: Ram { size: plan.memory.bytes(), touched: 0 },
             mid_line: false,
+            last_lines: Vec::new(),
             command: plan.command.clone().map(|command| Ended { command, ..Ended::default() }),
         }
     }
@@ -271,6 +283,12 @@ impl Report {
     /// What the operator has to be told about it.
     pub fn complaint(&self) -> Option<Fail> {
         self.decisive().map_or_else(|| self.end.complaint(), Ended::complaint)
+    }
+
+    /// What the console said last, where that helps to understand the end: the machine's own, and not the command's.
+    pub fn console(&self) -> &[String] {
+        let unfinished = self.command.as_ref().is_some_and(|ended| ended.outcome.is_none());
+        if unfinished && !matches!(self.end, End::Quit | End::Signalled(_)) { &self.last_lines } else { &[] }
     }
 
     /// The result object, on one line, without its newline.
@@ -312,74 +330,12 @@ fn line(line: &Line<'_>) -> String {
     serde_json::to_string(line).unwrap_or_default()
 }
 
-/// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
-/// the guest prints.
-#[derive(Clone, Default)]
-pub struct Watch {
-    line: Vec<u8>,
-    panic: Option<String>,
-    open: bool,
-}
-
-impl Watch {
-    /// Bytes of a line that are looked at; the rest of a longer one is not.
-    pub const LINE: usize = 256;
-    /// What Linux prints (`kernel/panic.c`), since 2.2 or so.
-    const WORDS: &[u8] = b"Kernel panic - not syncing";
-
-    /// Takes in what the guest printed.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        let Some(last) = bytes.last() else { return };
-        self.open = *last != b'\n';
-        if self.panic.is_some() {
-            return;
-        }
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let (text, ends) = match piece.split_last() {
-                Some((b'\n', text)) => (text, true),
-                _ => (piece, false),
-            };
-            let room = Self::LINE.saturating_sub(self.line.len());
-            self.line.extend(text.iter().take(room));
-            if ends {
-                self.panic = self.panic.take().or_else(|| last_words(&self.line));
-                self.line.clear();
-            }
-        }
-    }
-
-    /// The line with which the kernel panicked, printable. A line still open counts.
-    pub fn panic(&self) -> Option<String> {
-        self.panic.clone().or_else(|| last_words(&self.line))
-    }
-
-    /// Whether the last line is still open.
-    pub fn mid_line(&self) -> bool {
-        self.open
-    }
-}
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").field("panic", &self.panic).field("open", &self.open).finish()
-    }
-}
-
-/// The words from where the panic begins, without what could command the operator's terminal.
-fn last_words(line: &[u8]) -> Option<String> {
-    let words = Watch::WORDS;
-    let at = line.windows(words.len()).position(|window| window == words)?;
-    let text = String::from_utf8_lossy(line.get(at..)?);
-    Some(text.chars().filter(|c| !c.is_control()).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const PANIC: &[u8] =
         b"[    0.5] Kernel panic - not syncing: VFS: Unable to mount root\r\n[    0.6] CPU: 0\n";
-    const LINE: &str = "Kernel panic - not syncing: VFS: Unable to mount root";
 
     #[test]
     fn every_end_has_its_code() {
@@ -405,16 +361,6 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_heard_however_the_bytes_arrive() {
-        for chunk in 1..PANIC.len() {
-            let mut watch = Watch::default();
-            PANIC.chunks(chunk).for_each(|bytes| watch.feed(bytes));
-            assert_eq!(watch.panic().as_deref(), Some(LINE), "in chunks of {chunk}");
-            assert!(!watch.mid_line());
-        }
-    }
-
-    #[test]
     fn a_panic_explains_a_reset_but_not_a_poweroff() {
         let mut watch = Watch::default();
         watch.feed(&PANIC[..60]);
@@ -434,17 +380,6 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_prints_is_bounded_and_harmless() {
-        let mut watch = Watch::default();
-        watch.feed(&[b'x'; 100_000]);
-        assert!(watch.line.capacity() <= 2 * Watch::LINE);
-        watch.feed(b"Kernel panic - not syncing: beyond the limit");
-        assert_eq!(watch.panic(), None);
-        watch.feed(b"\nKernel panic - not syncing: \x1b]0;owned\x07\xff\n");
-        assert_eq!(watch.panic().as_deref(), Some("Kernel panic - not syncing: ]0;owned\u{fffd}"));
-    }
-
-    #[test]
     fn the_result_object_has_the_same_keys_always() {
         let report = Report {
             end: End::DebugExit(3),
@@ -457,6 +392,7 @@ mod tests {
             exits: BTreeMap::from([("io", 3)]),
             memory: Ram { size: 1 << 20, touched: 4096 },
             mid_line: false,
+            last_lines: Vec::new(),
             command: None,
         };
         assert_eq!(

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
-pub use self::command::{Command, PORT, Root};
+pub use self::command::{Access, Command, PORT, Root, Volume};
 pub use self::devices::Device;
 pub use self::identity::{GenerationId, Smbios, Uuid};
 pub use self::metrics::Metrics;

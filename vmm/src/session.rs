@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent::client::{Client, Remote, Streams};
-use agent::wire::{Exec, Outcome, Size};
+use agent::wire::{Exec, Message, Outcome, Size};
 use base::{Doing, Fail, Result, Why};
 use rustix::termios::tcgetwinsize;
 
+use crate::health::Health;
 use crate::host::LinuxHost;
 use crate::outcome::code;
 use crate::plan::{Command, PORT};
@@ -42,6 +43,8 @@ pub struct Ended {
     pub trouble: Option<String>,
     /// Why some of its output could not be written.
     pub lost: Option<io::Error>,
+    /// What the guest's kernel said of itself.
+    pub health: Health,
 }
 
 impl Ended {
@@ -52,6 +55,7 @@ impl Ended {
             (Some(_), _) if self.lost.as_ref().is_some_and(|cause| cause.kind() != ErrorKind::BrokenPipe) => {
                 code::HOST
             }
+            (Some(_), _) if !self.health.is_good() => code::UNHEALTHY,
             (Some(_), _) => code::DONE,
             (None, Some(_)) => code::NOT_STARTED,
             (None, None) => code::CRASHED,
@@ -64,7 +68,11 @@ impl Ended {
             (Some(_), _, Some(cause)) if cause.kind() != ErrorKind::BrokenPipe => {
                 Some(Fail::new(Why::Host, "write the output of the command").because(cause.to_string()))
             }
-            (Some(outcome), ..) => self.refusal(outcome),
+            (Some(outcome), ..) => self.refusal(outcome).or_else(|| {
+                let cause = self.health.summary()?;
+                let fail = Fail::new(Why::Host, "judge the guest's kernel").because(cause);
+                Some(fail.hint("pass --allow TEXT if that is expected"))
+            }),
             (None, Some(trouble), _) => {
                 Some(Fail::new(Why::Host, "set up the guest").because(trouble.clone()))
             }
@@ -171,8 +179,12 @@ impl Session {
     /// Runs the command. The client outlives this: without it the guest takes its host for gone.
     fn converse(self, client: &mut Option<Client>, slot: &Mutex<Option<Remote>>) -> Ended {
         let exec = exec(&self.command);
+        let health = Arc::new(Mutex::new(Health::new(self.command.allow.clone())));
+        let heard = health.clone();
+        let listen =
+            move |message: Message| heard.lock().unwrap_or_else(PoisonError::into_inner).hear(&message);
         let ended = Ended { command: self.command, ..Ended::default() };
-        let client = match Client::listening(self.wire, FOREVER, Box::new(|_| ())) {
+        let client = match Client::listening(self.wire, FOREVER, Box::new(listen)) {
             Ok(found) => client.insert(found),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return ended,
             Err(error) => return Ended { trouble: Some(error.to_string()), ..ended },
@@ -187,7 +199,8 @@ impl Session {
         let outcome = process.wait().ok();
         slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = client.shut_down();
-        Ended { outcome, lost: outputs.error(), ..ended }
+        let health = health.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ended { outcome, lost: outputs.error(), health, ..ended }
     }
 }
 

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use self::device::{Fs, TAG_BYTES};
 use self::nodes::Limits;
 use self::server::{Rules, Server};
-use crate::catalog::{Body, Driver, Kind, Kit, Presence, Purpose};
+use super::on;
+use crate::catalog::{Access, Body, Driver, Kind, Kit, Presence, Purpose};
 
 /// Files that the guest can have open.
 const HANDLES: u16 = 16 << 10;
@@ -50,6 +51,14 @@ pub struct Spec {
     /// What the guest may keep in its memory: auto, always or never.
     #[serde(default)]
     pub cache: Cache,
+    /// on: a file system that is mounted below the directory is one of its own in the guest, too. off: it is all one, for
+    /// an overlay over it, which refuses others; files on different ones may then have the same inode number.
+    #[serde(default = "on", skip_serializing_if = "is_on")]
+    pub submounts: bool,
+}
+
+fn is_on(submounts: &bool) -> bool {
+    *submounts
 }
 
 /// What the guest may keep in its memory.
@@ -88,12 +97,13 @@ impl Kind for This {
     }
 
     fn serve(purpose: Purpose<'_>) -> Option<Spec> {
-        let Purpose::Directory { path, tag, write } = purpose else { return None };
+        let Purpose::Directory { path, tag, access } = purpose else { return None };
         Some(Spec {
             path: path.to_owned(),
             tag: Some(tag.to_owned()),
-            readonly: !write,
+            readonly: access != Access::Through,
             cache: Cache::default(),
+            submounts: access != Access::Layered,
         })
     }
 
@@ -104,7 +114,7 @@ impl Kind for This {
         let nodes = kit.memory.len().checked_div(NODE_BYTES).unwrap_or(0).clamp(NODES.0, NODES.1);
         let limits =
             Limits { nodes: usize::try_from(nodes).unwrap_or(usize::MAX), places: usize::from(PLACES) };
-        let rules = Rules { readonly: spec.readonly, cache: spec.cache };
+        let rules = Rules { readonly: spec.readonly, cache: spec.cache, submounts: spec.submounts };
         let server = Server::new(root, rules, limits, usize::from(HANDLES), kit.clock.clone());
         let server =
             server.doing(Why::Host, || format!("look at {} for {}", spec.path.display(), kit.name))?;

@@ -20,6 +20,7 @@ mod memory;
 mod network;
 mod pci;
 pub(crate) mod random;
+mod roots;
 mod shares;
 mod sockets;
 
@@ -28,6 +29,7 @@ pub fn cases() -> Vec<Case> {
     [
         boots::cases(),
         commands::cases(),
+        roots::cases(),
         ends::cases(),
         disks::cases(),
         images::cases(),

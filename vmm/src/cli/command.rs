@@ -45,8 +45,9 @@ pub fn typed(words: &[OsString]) -> Option<&'static str> {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port or its command ended with N (126 not \
-executable, 127 not found, 128+N ended by signal N), 120 its kernel panicked, 122 it crashed (triple fault), 123 the host failed during the run, 124 the time was up, 125 the machine could not be \
-started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
+executable, 127 not found, 128+N ended by signal N), 120 its kernel panicked, 121 its command succeeded but its \
+kernel did not stay healthy, 122 it crashed (triple fault), or ended before its command did, 123 the host failed during \
+the run, 124 the time was up, 125 the machine could not be started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
 
 /// The flag with which one mayfly hands a plan to another.
 pub const HANDED: &str = "handed-plan";
@@ -150,7 +151,9 @@ fn run_flags(run: Command, detail: Detail) -> Command {
 
 fn boot_flags(run: Command) -> Command {
     run.next_help_heading("Boot")
-        .arg(path("kernel", "FILE").help("Kernel: bzImage, ELF vmlinux, or a kernel tree that holds one"))
+        .arg(path("kernel", "FILE").help(
+            "Kernel: bzImage, ELF vmlinux, a kernel tree that holds one, or the version of an installed one",
+        ))
         .arg(
             path("initrd", "FILE")
                 .action(ArgAction::Append)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, ValueHint, value_parser};
 
-use crate::plan::{Cmdline, Command, Initrd, Plan, Root};
+use crate::plan::{Access, Cmdline, Command, Initrd, Plan, Root, Volume};
 
 /// The environment of a command whose root is not this machine's.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -15,16 +15,35 @@ const HOME: &str = "HOME=/root";
 /// What a kernel prints on its console if nobody asked for more: warnings and worse. Each line costs a start some time.
 const CALM: &str = "loglevel=5";
 
+/// What guests on an emulated host warn of: QEMU tells nested guests of an XSAVE area that does not add up. A guest of
+/// QEMU's own on the emulated host does so as well.
+const NESTED: &str = "arch/x86/kernel/fpu/xstate.c";
+
 /// Adds the flags.
 pub fn flags(run: Clap) -> Clap {
     run.next_help_heading("Command")
         .arg(
             Arg::new("root")
                 .long("root")
-                .value_name("IMAGE")
+                .value_name("DIR|IMAGE")
                 .value_hint(ValueHint::AnyPath)
                 .value_parser(value_parser!(PathBuf))
-                .help("Root of the command: a disk image with a file system; writes are thrown away"),
+                .help("Root of the command: a directory, or a disk image; writes are thrown away [default: /]"),
+        )
+        .arg(
+            Arg::new("rw")
+                .long("rw")
+                .value_name("DIR")
+                .action(ArgAction::Append)
+                .value_hint(ValueHint::DirPath)
+                .help("A directory that the command may write to, in the same place in the guest"),
+        )
+        .arg(
+            Arg::new("volume")
+                .long("volume")
+                .value_name("HOST:GUEST[:ro|rw|cow]")
+                .action(ArgAction::Append)
+                .help("A directory of the host in the guest: read-only, for writing (default), or copied on write"),
         )
         .arg(
             Arg::new("env")
@@ -40,7 +59,7 @@ pub fn flags(run: Clap) -> Clap {
                 .short('w')
                 .value_name("DIR")
                 .value_parser(value_parser!(PathBuf))
-                .help("The directory in the guest that the command starts in [default: /]"),
+                .help("The directory in the guest that the command starts in [default: this one, or / in another root]"),
         )
         .arg(
             Arg::new("user")
@@ -70,6 +89,13 @@ pub fn flags(run: Clap) -> Clap {
                 .help("What the guest is called [default: mayfly]"),
         )
         .arg(
+            Arg::new("allow")
+                .long("allow")
+                .value_name("TEXT")
+                .action(ArgAction::Append)
+                .help("Expect complaints of the guest's kernel with this in them, such as the name of a function"),
+        )
+        .arg(
             Arg::new("command")
                 .value_name("COMMAND")
                 .num_args(0..)
@@ -87,7 +113,7 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     let words = matches.get_many::<OsString>("command").into_iter().flatten();
     let argv = words.map(text).collect::<Result<Vec<_>>>()?;
     if plan.command.is_none() && argv.is_empty() {
-        let idle = ["root", "env", "workdir", "user", "hostname"];
+        let idle = ["root", "rw", "volume", "env", "workdir", "user", "hostname"];
         let switches = ["tty", "interactive"];
         let given = |name: &&&str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         return match idle.iter().chain(&switches).find(given) {
@@ -97,29 +123,38 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
                 .hint("say what to run in the guest: -- COMMAND ARGUMENT...")),
         };
     }
-    let mut command = plan.command.take().unwrap_or_else(usual);
+    let mut command = match plan.command.take() {
+        Some(command) => command,
+        None => usual(root(matches, plan)?)?,
+    };
     if !argv.is_empty() {
         command.argv = argv;
     }
     for word in matches.get_many::<String>("env").into_iter().flatten() {
         command.env.extend(variable(word)?);
     }
-    if let Some(root) = matches.get_one::<PathBuf>("root") {
-        command.root = Root::Image(root.clone());
+    for place in matches.get_many::<String>("rw").into_iter().flatten() {
+        let host = std::path::absolute(place).doing(Why::Usage, || format!("use --rw {place}"))?;
+        command.volumes.push(Volume { guest: host.clone(), host, access: Access::Rw });
+    }
+    for text in matches.get_many::<String>("volume").into_iter().flatten() {
+        command.volumes.push(Volume::parse(text)?);
     }
     super::run::set(matches, "workdir", &mut command.workdir);
     super::run::set(matches, "user", &mut command.user);
     super::run::set(matches, "hostname", &mut command.hostname);
+    command.allow.extend(matches.get_many::<String>("allow").into_iter().flatten().cloned());
+    if crate::lab::is_here() {
+        command.allow.push(NESTED.to_owned());
+    }
     command.terminal |= matches.get_flag("tty");
     if command.terminal
         && let Ok(term) = std::env::var("TERM")
     {
         command.env.insert(0, format!("TERM={term}"));
     }
-    if command.root == Root::Initrd && plan.initrd.iter().all(|initrd| *initrd == Initrd::Builtin) {
-        return Err(Fail::new(Why::Usage, "find the root of the command")
-            .because("neither --root nor --initrd is given")
-            .hint("pass --root IMAGE, or --initrd FILE with the command in it"));
+    if plan.kernel.as_os_str().is_empty() {
+        plan.kernel = super::kernel::find()?;
     }
     plan.command = Some(command);
     if matches.get_count("verbose") == 0 && matches!(plan.cmdline, Cmdline::Extend(_)) {
@@ -128,14 +163,30 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// A command before the flags.
-fn usual() -> Command {
-    Command {
-        env: vec![PATH.to_owned(), HOME.to_owned()],
-        workdir: Path::new("/").to_owned(),
-        hostname: "mayfly".to_owned(),
-        ..Command::default()
+/// The root that the flags ask for: without any, initial RAM disks if there are some, and else this machine's own.
+fn root(matches: &ArgMatches, plan: &Plan) -> Result<Root> {
+    let Some(path) = matches.get_one::<PathBuf>("root") else {
+        let own = plan.initrd.iter().all(|initrd| *initrd == Initrd::Builtin);
+        return Ok(if own { Root::Directory("/".into()) } else { Root::Initrd });
+    };
+    let path = std::path::absolute(path).doing(Why::Usage, || format!("use --root {}", path.display()))?;
+    Ok(if path.is_dir() { Root::Directory(path) } else { Root::Image(path) })
+}
+
+/// A command before the flags. Over this machine's own root it finds what it would find here: environment and directory.
+fn usual(root: Root) -> Result<Command> {
+    let here = root == Root::Directory("/".into());
+    let command = Command { hostname: "mayfly".to_owned(), root, ..Command::default() };
+    if !here {
+        let env = vec![PATH.to_owned(), HOME.to_owned()];
+        return Ok(Command { env, workdir: Path::new("/").to_owned(), ..command });
     }
+    // What is no text stays here.
+    let vars = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let env = vars.map(|(name, value)| format!("{name}={value}")).collect();
+    let workdir = std::env::current_dir().doing(Why::Host, || "find the current directory")?;
+    Ok(Command { env, workdir, ..command })
 }
 
 /// What `-e` sets: as it stands, or as it is set here. What is not set here stays unset.

@@ -4,6 +4,7 @@ mod command;
 mod doctor;
 mod guest;
 mod inspect;
+mod kernel;
 mod lab;
 mod legend;
 mod papers;

@@ -16,6 +16,7 @@ use super::command::HANDED;
 use super::lab::{Taken, take_over};
 use super::{complain, say};
 use crate::host::{self, LinuxHost};
+use crate::log;
 use crate::machine::{self, Scout};
 use crate::outcome::{self, End, Report, code};
 use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan, Smbios};
@@ -103,6 +104,7 @@ fn handed(matches: &ArgMatches, begun: &Plan) -> Result<Vec<OsString>> {
 /// The plan that the flags ask for, on top of one.
 fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
     set(matches, "kernel", &mut plan.kernel);
+    plan.kernel = super::kernel::by_version(plan.kernel);
     set(matches, "protocol", &mut plan.protocol);
     set(matches, "kernel-memory", &mut plan.kernel_memory);
     set(matches, "cpus", &mut plan.cpus);
@@ -157,6 +159,9 @@ fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
     }
     if let Some(fail) = report.complaint() {
         complain(&fail);
+        for line in report.console() {
+            log::tell(&format!("  | {line}"));
+        }
     }
     let code = report.exit_code();
     // On standard output the result has a line of its own.

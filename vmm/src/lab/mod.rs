@@ -41,6 +41,11 @@ pub fn lacks() -> Vec<Fail> {
     [firmware, kernel::check_source()].into_iter().filter_map(Result::err).collect()
 }
 
+/// Whether this process runs on an emulated host.
+pub fn is_here() -> bool {
+    std::fs::read_to_string("/proc/cmdline").is_ok_and(|line| line.contains("mayfly.mode=host"))
+}
+
 /// Looks whether an emulated host could be started, as far as that takes no time.
 ///
 /// # Errors

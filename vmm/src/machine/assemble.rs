@@ -77,6 +77,9 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
         metered: plan.metrics.is_some(),
         room: Room::new(site.transport, line),
     };
+    if plan.command.is_some() {
+        work.made.board.watch.lock().unwrap_or_else(PoisonError::into_inner).keep_tail();
+    }
     let overheard = work.made.board.overheard.clone();
     let overhear: Overhear =
         Arc::new(move |bytes| overheard.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes));

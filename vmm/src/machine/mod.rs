@@ -101,6 +101,8 @@ fn name_kernel(plan: &Plan, kernel: &Kernel) {
     log::note(&format!("the kernel is {}{instead}", path.display()));
 }
 
+/// Lines of the console that are told of a guest that went wrong.
+const LAST_LINES: usize = 40;
 /// How long the host may take nothing of the guest's last output before it is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The same, when the operator wants the end now.
@@ -197,6 +199,7 @@ impl Machine {
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
             mid_line: watch.mid_line() || overheard.mid_line(),
+            last_lines: watch.last_lines(LAST_LINES),
             command,
         }
     }

@@ -1,10 +1,10 @@
 //! The command of a plan: what runs in the guest, over which root, and what it needs of the machine for that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use agent::orders::{self, Orders, Writes};
-use base::{Fail, Result, Why};
-use devices::catalog::{CATALOG, Driver, Presence, Purpose};
+use agent::orders::{self, Orders, Source, Writes};
+use base::{Doing, Fail, Result, Why};
+use devices::catalog::{self, CATALOG, Driver, Presence, Purpose};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ pub const PORT: u32 = u32::from_be_bytes(*b"mayf");
 const CALLS: &str = "agent";
 const ROOT: &str = "root";
 
+/// The file system that keeps private what is written over another.
+const OVERLAY: &[Driver] = &[Driver { module: "overlay", option: "OVERLAY_FS" }];
 /// File systems that a disk may have.
 const ON_DISKS: &[Driver] = &[
     Driver { module: "ext4", option: "EXT4_FS" },
@@ -42,6 +44,10 @@ pub struct Command {
     pub hostname: String,
     /// Its root file system.
     pub root: Root,
+    /// Directories of the host in places of its own.
+    pub volumes: Vec<Volume>,
+    /// Texts in complaints of the kernel's that are expected.
+    pub allow: Vec<String>,
 }
 
 /// The root file system of a command.
@@ -51,8 +57,61 @@ pub enum Root {
     /// What the initial RAM disks hold.
     #[default]
     Initrd,
+    /// A directory of the host, which is only read. What the guest writes stays in its memory, and goes with it.
+    Directory(PathBuf),
     /// The file system in a disk image. What the guest writes is thrown away.
     Image(PathBuf),
+}
+
+/// A directory of the host in the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// The directory.
+    pub host: PathBuf,
+    /// Its place in the guest: an absolute path, made if it is missing.
+    pub guest: PathBuf,
+    /// What becomes of writes.
+    #[serde(default)]
+    pub access: Access,
+}
+
+/// What becomes of writes to a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// They are refused.
+    Ro,
+    /// They go through.
+    #[default]
+    Rw,
+    /// They stay in the guest's memory, and go with it.
+    Cow,
+}
+
+impl Volume {
+    /// Reads `HOST:GUEST[:ro|rw|cow]`, or one path that means both.
+    ///
+    /// # Errors
+    /// [`Why::Usage`]: it is none.
+    pub fn parse(text: &str) -> Result<Volume> {
+        let (paths, access) = match text.rsplit_once(':') {
+            Some((paths, "ro")) => (paths, Access::Ro),
+            Some((paths, "rw")) => (paths, Access::Rw),
+            Some((paths, "cow")) => (paths, Access::Cow),
+            _ => (text, Access::Rw),
+        };
+        let doing = || format!("use --volume {text}");
+        let (host, guest) = paths.split_once(':').unwrap_or((paths, ""));
+        let host = std::path::absolute(host).doing(Why::Usage, doing)?;
+        let guest = if guest.is_empty() { host.clone() } else { guest.into() };
+        if !guest.is_absolute() {
+            return Err(Fail::new(Why::Usage, doing())
+                .because("its place in the guest is no absolute path")
+                .hint("an example: --volume src:/src:ro"));
+        }
+        Ok(Volume { host, guest, access })
+    }
 }
 
 impl Command {
@@ -85,23 +144,39 @@ impl Command {
 
     /// What the agent is told to do before it can be asked for the command.
     pub fn orders(&self) -> Orders {
-        let volume = |source| orders::Volume { source, place: b"/".to_vec(), writes: Writes::Through };
+        let volume = |source, place: &Path, writes| {
+            let place = place.as_os_str().as_encoded_bytes().to_vec();
+            orders::Volume { source, place, writes }
+        };
+        let top = Path::new("/");
         let root = match &self.root {
             Root::Initrd => None,
-            Root::Image(_) => Some(volume(orders::Source::Disk(ROOT.into()))),
+            Root::Directory(_) => Some(volume(Source::Directory(ROOT.into()), top, Writes::Private)),
+            // The disk itself forgets.
+            Root::Image(_) => Some(volume(Source::Disk(ROOT.into()), top, Writes::Through)),
         };
-        Orders { port: PORT, hostname: self.hostname.clone().into_bytes(), root, volumes: Vec::new() }
+        let volumes = self.volumes.iter().zip(1..).map(|(of, number)| {
+            let writes = match of.access {
+                Access::Ro => Writes::Refused,
+                Access::Rw => Writes::Through,
+                Access::Cow => Writes::Private,
+            };
+            volume(Source::Directory(tag(number).into_bytes()), &of.guest, writes)
+        });
+        let hostname = self.hostname.clone().into_bytes();
+        Orders { port: PORT, hostname, root, volumes: volumes.collect() }
     }
 
     /// Modules without which there is no root.
     fn vital(&self) -> &'static [Driver] {
-        &[]
+        let private = self.volumes.iter().any(|volume| volume.access == Access::Cow);
+        if private || matches!(self.root, Root::Directory(_)) { OVERLAY } else { &[] }
     }
 
     /// Modules that may be of use for the root.
     fn wished(&self) -> &'static [Driver] {
         match &self.root {
-            Root::Initrd => &[],
+            Root::Initrd | Root::Directory(_) => &[],
             Root::Image(_) => ON_DISKS,
         }
     }
@@ -116,13 +191,31 @@ impl Plan {
             self.initrd.retain(|initrd| *initrd != Initrd::Builtin);
             self.initrd.push(Initrd::Builtin);
         }
-        let mut wanted = vec![(CALLS, Purpose::Calls)];
-        if let Root::Image(image) = &command.root {
-            wanted.push((ROOT, Purpose::Disk { image, serial: ROOT, keep: false }));
+        let mut wanted = vec![(CALLS.to_owned(), Purpose::Calls)];
+        match &command.root {
+            Root::Initrd => {}
+            Root::Directory(path) => {
+                wanted.push((
+                    ROOT.to_owned(),
+                    Purpose::Directory { path, tag: ROOT, access: catalog::Access::Layered },
+                ));
+            }
+            Root::Image(image) => {
+                wanted.push((ROOT.to_owned(), Purpose::Disk { image, serial: ROOT, keep: false }));
+            }
+        }
+        let tags: Vec<_> = (1..).take(command.volumes.len()).map(tag).collect();
+        for (volume, tag) in command.volumes.iter().zip(&tags) {
+            let access = match volume.access {
+                Access::Ro => catalog::Access::Read,
+                Access::Rw => catalog::Access::Through,
+                Access::Cow => catalog::Access::Layered,
+            };
+            wanted.push((tag.clone(), Purpose::Directory { path: &volume.host, tag, access }));
         }
         for (name, purpose) in wanted {
             if !self.devices.iter().any(|device| device.name == name)
-                && let Some(device) = serve(name, purpose, &self.devices)?
+                && let Some(device) = serve(&name, purpose, &self.devices)?
             {
                 self.devices.push(device);
             }
@@ -138,24 +231,33 @@ impl Plan {
 
     /// The modules that the guest's kernel needs to do what is asked of it, and those that are of use to it.
     pub fn modules(&self, transport: Driver) -> (Vec<Driver>, Vec<Driver>) {
-        let drivers = |device: &Device| {
-            devices::catalog::find(&device.kind).map_or(&[] as &[Driver], |entry| entry.drivers())
-        };
+        let drivers =
+            |device: &Device| catalog::find(&device.kind).map_or(&[] as &[Driver], |entry| entry.drivers());
         let Some(command) = &self.command else {
             let all = self.devices.iter().flat_map(drivers).copied();
             return (Vec::new(), [transport].into_iter().chain(all).collect());
         };
         let (ours, others): (Vec<_>, Vec<_>) =
-            self.devices.iter().partition(|device| device.name == ROOT || carries_calls(device));
+            self.devices.iter().partition(|device| is_tag(&device.name) || carries_calls(device));
         let vital = ours.into_iter().flat_map(drivers).chain(command.vital()).copied();
         let wished = others.into_iter().flat_map(drivers).chain(command.wished()).copied();
         ([transport].into_iter().chain(vital).collect(), wished.collect())
     }
 }
 
+/// The name of the device with the volume of that number, and its tag in the guest.
+fn tag(number: u32) -> String {
+    format!("volume{number}")
+}
+
+/// Whether a device has the root or a volume.
+fn is_tag(name: &str) -> bool {
+    name == ROOT || name.starts_with("volume")
+}
+
 /// Whether a device is of the kind that carries the guest's calls.
 fn carries_calls(device: &Device) -> bool {
-    let entry = devices::catalog::find(&device.kind);
+    let entry = catalog::find(&device.kind);
     entry.is_some_and(|entry| matches!(entry.serve(Purpose::Calls), Ok(Some(_))))
 }
 

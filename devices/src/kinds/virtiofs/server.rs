@@ -37,6 +37,8 @@ pub const MUCH: u64 = 16 << 20;
 pub struct Rules {
     pub readonly: bool,
     pub cache: Cache,
+    /// The driver is told where other file systems begin.
+    pub submounts: bool,
 }
 
 /// Counters.
@@ -221,9 +223,11 @@ impl Server {
             | init::PARALLEL_DIROPS
             | init::MAX_PAGES
             | init::CACHE_SYMLINKS
-            | init::SUBMOUNTS
             | init::HANDLE_KILLPRIV_V2
             | init::INIT_EXT;
+        if self.rules.submounts {
+            ours |= init::SUBMOUNTS;
+        }
         if self.rules.cache != Cache::Always {
             ours |= init::AUTO_INVAL_DATA;
         } else if !self.rules.readonly {

@@ -1,0 +1,130 @@
+//! The watch on a console: a kernel's last words, and what was printed last.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+/// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
+/// the guest prints.
+#[derive(Clone, Default)]
+pub struct Watch {
+    line: Vec<u8>,
+    panic: Option<String>,
+    open: bool,
+    /// What was printed last, if that is kept.
+    tail: Option<VecDeque<u8>>,
+}
+
+impl Watch {
+    /// Bytes of a line that are looked at; the rest of a longer one is not.
+    pub const LINE: usize = 256;
+    /// What Linux prints (`kernel/panic.c`), since 2.2 or so.
+    const WORDS: &[u8] = b"Kernel panic - not syncing";
+
+    /// Bytes that are kept of what was printed last: enough for a panic with its trace.
+    const TAIL: usize = 8 << 10;
+
+    /// Keeps what is printed last from now on.
+    pub fn keep_tail(&mut self) {
+        self.tail.get_or_insert_default();
+    }
+
+    /// The lines that were printed last, printable, `count` at the most.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        let bytes: Vec<u8> = self.tail.iter().flatten().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
+        let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
+        lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().to_vec()
+    }
+
+    /// Takes in what the guest printed.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let Some(last) = bytes.last() else { return };
+        if let Some(tail) = &mut self.tail {
+            let old = tail.len().saturating_add(bytes.len()).saturating_sub(Self::TAIL);
+            tail.drain(..old.min(tail.len()));
+            tail.extend(bytes);
+        }
+        self.open = *last != b'\n';
+        if self.panic.is_some() {
+            return;
+        }
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ends) = match piece.split_last() {
+                Some((b'\n', text)) => (text, true),
+                _ => (piece, false),
+            };
+            let room = Self::LINE.saturating_sub(self.line.len());
+            self.line.extend(text.iter().take(room));
+            if ends {
+                self.panic = self.panic.take().or_else(|| last_words(&self.line));
+                self.line.clear();
+            }
+        }
+    }
+
+    /// The line with which the kernel panicked, printable. A line still open counts.
+    pub fn panic(&self) -> Option<String> {
+        self.panic.clone().or_else(|| last_words(&self.line))
+    }
+
+    /// Whether the last line is still open.
+    pub fn mid_line(&self) -> bool {
+        self.open
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("panic", &self.panic).field("open", &self.open).finish()
+    }
+}
+
+/// The words from where the panic begins, without what could command the operator's terminal.
+fn last_words(line: &[u8]) -> Option<String> {
+    let words = Watch::WORDS;
+    let at = line.windows(words.len()).position(|window| window == words)?;
+    let text = String::from_utf8_lossy(line.get(at..)?);
+    Some(text.chars().filter(|c| !c.is_control()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PANIC: &[u8] =
+        b"[    0.5] Kernel panic - not syncing: VFS: Unable to mount root\r\n[    0.6] CPU: 0\n";
+    const LINE: &str = "Kernel panic - not syncing: VFS: Unable to mount root";
+
+    #[test]
+    fn a_panic_is_heard_however_the_bytes_arrive() {
+        for chunk in 1..PANIC.len() {
+            let mut watch = Watch::default();
+            PANIC.chunks(chunk).for_each(|bytes| watch.feed(bytes));
+            assert_eq!(watch.panic().as_deref(), Some(LINE), "in chunks of {chunk}");
+            assert!(!watch.mid_line());
+        }
+    }
+
+    #[test]
+    fn what_a_guest_prints_is_bounded_and_harmless() {
+        let mut watch = Watch::default();
+        watch.feed(&[b'x'; 100_000]);
+        assert!(watch.line.capacity() <= 2 * Watch::LINE);
+        watch.feed(b"Kernel panic - not syncing: beyond the limit");
+        assert_eq!(watch.panic(), None);
+        watch.feed(b"\nKernel panic - not syncing: \x1b]0;owned\x07\xff\n");
+        assert_eq!(watch.panic().as_deref(), Some("Kernel panic - not syncing: ]0;owned\u{fffd}"));
+    }
+
+    #[test]
+    fn the_last_lines_are_kept_where_they_are_wanted() {
+        let mut watch = Watch::default();
+        watch.feed(b"before\n");
+        watch.keep_tail();
+        (0..10_000).for_each(|n| watch.feed(format!("line {n}\x1b\r\n").as_bytes()));
+        assert_eq!(watch.last_lines(2), ["line 9998", "line 9999"]);
+        assert!(watch.tail.as_ref().unwrap().len() <= Watch::TAIL);
+        assert!(!watch.last_lines(usize::MAX).contains(&"before".to_owned()));
+    }
+}
