@@ -3,6 +3,8 @@
 //! The guest's agent calls this process ([`base::host::Answers`]), and the wire of [`agent`] goes over that
 //! connection, a socket pair: nothing is in the file system. When the command has ended, the guest is told to power off.
 
+mod keys;
+
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -11,9 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent::client::{Client, Remote, Streams};
-use agent::wire::{Exec, Message, Outcome, Size};
+use agent::wire::{Exec, Message, Outcome};
 use base::{Doing, Fail, Result, Why};
-use rustix::termios::tcgetwinsize;
 
 use crate::health::Health;
 use crate::host::LinuxHost;
@@ -30,6 +31,8 @@ pub struct Session {
     wire: OwnedFd,
     command: Command,
     streams: Streams,
+    /// Changes of the terminal's size, if the command has one.
+    changes: Option<OwnedFd>,
 }
 
 /// How a session ended.
@@ -134,10 +137,12 @@ impl Session {
         theirs.set_nonblocking(true).doing(Why::Host, doing)?;
         host.answer(PORT, theirs.into());
         host.take_stdio();
+        let changes = command.terminal.then(keys::changes).transpose()?;
         let share = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         Ok(Session {
             wire: wire.into(),
             command: command.clone(),
+            changes,
             // What is closed (`<&-`) is empty, or thrown away.
             streams: Streams {
                 stdin: share(&io::stdin()).ok(),
@@ -147,11 +152,16 @@ impl Session {
         })
     }
 
-    /// Waits for the guest to call, in a thread of its own. `late` is called if the guest then does not power off.
+    /// Waits for the guest to call, in a thread of its own. `late` is called if the guest then does not power off, `quit`
+    /// if the operator wants the end.
     ///
     /// # Errors
     /// The host has no thread for it.
-    pub fn start(self, late: impl FnOnce() + Send + 'static) -> Result<Running> {
+    pub fn start(
+        mut self,
+        late: impl FnOnce() + Send + 'static,
+        quit: impl FnOnce() + Send + 'static,
+    ) -> Result<Running> {
         let (tell, ended) = channel();
         let (over, ending) = channel();
         let remote: Arc<Mutex<Option<Remote>>> = Arc::default();
@@ -159,11 +169,22 @@ impl Session {
         let command = self.command.clone();
         let doing = || "start the session with the guest";
         let wire = self.wire.try_clone().doing(Why::Host, doing)?;
+        if let Some(changes) = self.changes.take() {
+            let remote = remote.clone();
+            let tell = move || {
+                while let Some(size) = keys::await_change(&changes) {
+                    let remote = remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    // One that has ended has no terminal any more.
+                    drop(remote.map(|remote| remote.resize(size)));
+                }
+            };
+            std::thread::Builder::new().name("screen".into()).spawn(tell).doing(Why::Host, doing)?;
+        }
         std::thread::Builder::new()
             .name("session".into())
             .spawn(move || {
                 let mut client = None;
-                let outcome = self.converse(&mut client, &slot);
+                let outcome = self.converse(&mut client, &slot, quit);
                 let done = outcome.outcome.is_some() || outcome.trouble.is_some();
                 // Nobody listens any more if the machine has ended and its patience with us, too.
                 let _ = tell.send(outcome);
@@ -177,7 +198,12 @@ impl Session {
     }
 
     /// Runs the command. The client outlives this: without it the guest takes its host for gone.
-    fn converse(self, client: &mut Option<Client>, slot: &Mutex<Option<Remote>>) -> Ended {
+    fn converse(
+        mut self,
+        client: &mut Option<Client>,
+        slot: &Mutex<Option<Remote>>,
+        quit: impl FnOnce() + Send + 'static,
+    ) -> Ended {
         let exec = exec(&self.command);
         let health = Arc::new(Mutex::new(Health::new(self.command.allow.clone())));
         let heard = health.clone();
@@ -193,6 +219,18 @@ impl Session {
             // A wire that is dead is found out in a moment.
             let _ = client.set_clock(now);
         }
+        // Only now: until here, `Ctrl-c` ends the run.
+        let raw = if ended.command.terminal { keys::take() } else { Ok(None) };
+        let taken = raw.and_then(|raw| {
+            if raw.is_some() {
+                self.streams.stdin = Some(keys::filter(quit)?);
+            }
+            Ok(raw)
+        });
+        let _raw = match taken {
+            Ok(raw) => raw,
+            Err(fail) => return Ended { trouble: Some(fail.summary()), ..ended },
+        };
         let Ok(process) = client.start(exec, self.streams) else { return ended };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
         let outputs = process.outputs();
@@ -245,14 +283,6 @@ fn exec(command: &Command) -> Exec {
         env: command.env.iter().map(pair).collect(),
         directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
         user: bytes(&command.user),
-        terminal: command.terminal.then(size),
-    }
-}
-
-/// The size of the operator's terminal; the usual one where there is none.
-fn size() -> Size {
-    match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Size { rows: size.ws_row, columns: size.ws_col },
-        _ => Size { rows: 24, columns: 80 },
+        terminal: command.terminal.then(keys::size),
     }
 }

@@ -206,8 +206,8 @@ impl Machine {
 
     /// Lets a session begin: it hears the signals before this machine does.
     fn open(&mut self, session: Session) -> Result<session::Running> {
-        let reports = self.control.reports.clone();
-        let running = session.start(move || reports.end(End::PoweredOff))?;
+        let (late, quit) = (self.control.reports.clone(), self.control.reports.clone());
+        let running = session.start(move || late.end(End::PoweredOff), move || quit.end(End::Quit))?;
         self.control.courier = Some(Box::new(running.courier()));
         Ok(running)
     }
