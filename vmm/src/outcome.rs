@@ -286,7 +286,7 @@ impl Report {
     }
 
     /// What the console said last, where that helps to understand the end: the machine's own, and not the command's.
-    pub fn console(&self) -> &[String] {
+    pub fn last_words(&self) -> &[String] {
         let unfinished = self.command.as_ref().is_some_and(|ended| ended.outcome.is_none());
         if unfinished && !matches!(self.end, End::Quit | End::Signalled(_)) { &self.last_lines } else { &[] }
     }

@@ -21,30 +21,50 @@ const NESTED: &str = "arch/x86/kernel/fpu/xstate.c";
 
 /// Adds the flags.
 pub fn flags(run: Clap) -> Clap {
-    run.next_help_heading("Command")
+    surroundings(roots(run.next_help_heading("Command")))
+        .arg(Arg::new("allow").long("allow").value_name("TEXT").action(ArgAction::Append).help(
+            "Expect complaints of the guest's kernel with this in them, such as the name of a function",
+        ))
         .arg(
-            Arg::new("root")
-                .long("root")
-                .value_name("DIR|IMAGE")
-                .value_hint(ValueHint::AnyPath)
-                .value_parser(value_parser!(PathBuf))
-                .help("Root of the command: a directory, or a disk image; writes are thrown away [default: /]"),
+            Arg::new("command")
+                .value_name("COMMAND")
+                .num_args(0..)
+                .last(true)
+                .value_parser(value_parser!(OsString))
+                .help("Run this in the guest, with its own streams and exit code; the run ends with it"),
         )
-        .arg(
-            Arg::new("rw")
-                .long("rw")
-                .value_name("DIR")
-                .action(ArgAction::Append)
-                .value_hint(ValueHint::DirPath)
-                .help("A directory that the command may write to, in the same place in the guest"),
-        )
-        .arg(
-            Arg::new("volume")
-                .long("volume")
-                .value_name("HOST:GUEST[:ro|rw|cow]")
-                .action(ArgAction::Append)
-                .help("A directory of the host in the guest: read-only, for writing (default), or copied on write"),
-        )
+}
+
+fn roots(run: Clap) -> Clap {
+    run.arg(
+        Arg::new("root")
+            .long("root")
+            .value_name("DIR|IMAGE")
+            .value_hint(ValueHint::AnyPath)
+            .value_parser(value_parser!(PathBuf))
+            .help("Root of the command: a directory, or a disk image; writes are thrown away [default: /]"),
+    )
+    .arg(
+        Arg::new("rw")
+            .long("rw")
+            .value_name("DIR")
+            .action(ArgAction::Append)
+            .value_hint(ValueHint::DirPath)
+            .help("A directory that the command may write to, in the same place in the guest"),
+    )
+    .arg(
+        Arg::new("volume")
+            .long("volume")
+            .value_name("HOST:GUEST[:ro|rw|cow]")
+            .action(ArgAction::Append)
+            .help(
+                "A directory of the host in the guest: read-only, for writing (default), or copied on write",
+            ),
+    )
+}
+
+fn surroundings(run: Clap) -> Clap {
+    run
         .arg(
             Arg::new("env")
                 .long("env")
@@ -87,21 +107,6 @@ pub fn flags(run: Clap) -> Clap {
                 .long("hostname")
                 .value_name("NAME")
                 .help("What the guest is called [default: mayfly]"),
-        )
-        .arg(
-            Arg::new("allow")
-                .long("allow")
-                .value_name("TEXT")
-                .action(ArgAction::Append)
-                .help("Expect complaints of the guest's kernel with this in them, such as the name of a function"),
-        )
-        .arg(
-            Arg::new("command")
-                .value_name("COMMAND")
-                .num_args(0..)
-                .last(true)
-                .value_parser(value_parser!(OsString))
-                .help("Run this in the guest, with its own streams and exit code; the run ends with it"),
         )
 }
 

@@ -159,7 +159,7 @@ fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
     }
     if let Some(fail) = report.complaint() {
         complain(&fail);
-        for line in report.console() {
+        for line in report.last_words() {
             log::tell(&format!("  | {line}"));
         }
     }
