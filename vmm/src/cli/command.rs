@@ -380,6 +380,13 @@ fn lab(command: Command) -> Command {
                 .help("Virtual time counts executed instructions, so that timings repeat (one CPU)"),
         )
         .arg(
+            Arg::new("tick")
+                .long("tick")
+                .requires("icount")
+                .action(ArgAction::SetTrue)
+                .help("With --icount: timers come with a steady tick of 4 ms, as without --icount"),
+        )
+        .arg(
             Arg::new("timeout")
                 .long("timeout")
                 .value_name("TIME")

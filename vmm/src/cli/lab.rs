@@ -32,6 +32,8 @@ pub struct Order {
     pub memory: Size,
     /// Virtual time counts instructions.
     pub icount: bool,
+    /// Its timers come with a steady tick all the same.
+    pub tick: bool,
     /// It ends after this time.
     pub timeout: Option<Period>,
     /// Program and arguments.
@@ -52,6 +54,7 @@ pub fn lab(matches: &ArgMatches) -> u8 {
         cpus: matches.get_one("cpus").copied().unwrap_or(1),
         memory: matches.get_one("memory").copied().unwrap_or_else(|| MEMORY.min(lab::room())),
         icount: matches.get_flag("icount"),
+        tick: matches.get_flag("tick"),
         timeout: matches.get_one("timeout").copied(),
         command: matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     };
@@ -87,7 +90,7 @@ pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Opti
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(there(std::env::args_os().skip(1), more));
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
-    let ended = exec(&Order { cpus: 1, memory, icount: false, timeout: None, command })?;
+    let ended = exec(&Order { cpus: 1, memory, icount: false, tick: false, timeout: None, command })?;
     Ok(Some(match ended.unborn {
         Some(number) => Taken::Unborn(number),
         None => Taken::Ended(settled(ended, code::QUIT)),
@@ -160,7 +163,8 @@ fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
 }
 
 fn exec(order: &Order) -> Result<Ended> {
-    let options = lab::Options { cpus: order.cpus, memory: order.memory, icount: order.icount };
+    let options =
+        lab::Options { cpus: order.cpus, memory: order.memory, icount: order.icount, tick: order.tick };
     lab::run(&options, order.timeout.map(Period::duration), &order.command)
 }
 

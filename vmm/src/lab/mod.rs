@@ -91,18 +91,20 @@ pub struct Options {
     pub memory: Size,
     /// Virtual time counts executed instructions, 2 ns each, so that timings repeat. One CPU only.
     pub icount: bool,
+    /// Its timers come with a steady tick of 4 ms also where instructions are counted.
+    pub tick: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cpus: 1, memory: Size::mib(4096), icount: false }
+        Options { cpus: 1, memory: Size::mib(4096), icount: false, tick: false }
     }
 }
 
 impl Options {
     /// Sees to it that there can be such a computer, where `room` is all that it may have.
     fn check(&self, room: Size) -> Result<()> {
-        let Options { cpus, memory, icount } = *self;
+        let Options { cpus, memory, icount, tick: _ } = *self;
         if !(1..=CPUS).contains(&cpus) {
             return Err(Fail::new(Why::Usage, format!("give the emulated host {cpus} CPUs"))
                 .because(format!("it takes 1 to {CPUS}")));
@@ -232,7 +234,10 @@ mod tests {
     fn a_computer_that_cannot_be_is_refused_before_it_is_started() {
         let room = Size::mib(8192);
         let told = |cpus, memory, icount| {
-            Options { cpus, memory: Size::mib(memory), icount }.check(room).err().map(|fail| fail.to_string())
+            Options { cpus, memory: Size::mib(memory), icount, tick: false }
+                .check(room)
+                .err()
+                .map(|fail| fail.to_string())
         };
         let refused = |text: &str| Some(text.to_owned());
         assert_eq!(told(0, 4096, false), refused("give the emulated host 0 CPUs: it takes 1 to 64"));
