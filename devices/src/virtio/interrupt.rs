@@ -31,7 +31,8 @@ pub trait Interrupt: Send + Sync {
     /// The causes as the driver reads them: [`USED`], [`CHANGED`].
     fn causes(&self) -> u32;
 
-    /// The driver has taken note of these causes.
+    /// The driver has taken note of these causes. It may be heard of late: a cause that has come since the driver last
+    /// read them is not among those it knows.
     fn clear(&self, causes: u32);
 
     /// The vector chosen for `source`; [`NO_VECTOR`] where there are none.
@@ -46,16 +47,20 @@ pub trait Interrupt: Send + Sync {
     }
 
     /// Reset: no cause is left, and no vector chosen.
-    fn reset(&self) {
-        self.clear(u32::MAX);
-    }
+    fn reset(&self);
 }
 
 /// One edge-triggered line for everything, with the causes in a register.
 pub struct Edge {
     line: SharedLine,
+    /// The causes, and above them ([`UNREAD`]) those that have come since the driver last read them.
     causes: AtomicU32,
 }
+
+/// Shift of causes that the driver has not read.
+const UNREAD: u32 = 16;
+/// All causes.
+const CAUSES: u32 = (1 << UNREAD) - 1;
 
 impl Edge {
     /// Interrupts by `line`.
@@ -66,7 +71,7 @@ impl Edge {
     /// The cause is set before the edge: a handler that runs meanwhile and clears it has not looked at the rings yet,
     /// or gets the edge.
     fn interrupt(&self, cause: u32) {
-        self.causes.fetch_or(cause, Ordering::SeqCst);
+        self.causes.fetch_or(cause | cause << UNREAD, Ordering::SeqCst);
         self.line.pulse();
     }
 }
@@ -81,10 +86,43 @@ impl Interrupt for Edge {
     }
 
     fn causes(&self) -> u32 {
-        self.causes.load(Ordering::SeqCst)
+        self.causes.fetch_and(CAUSES, Ordering::SeqCst) & CAUSES
     }
 
     fn clear(&self, causes: u32) {
-        self.causes.fetch_and(!causes, Ordering::SeqCst);
+        let known = |now: u32| Some(now & !(causes & CAUSES & !(now >> UNREAD)));
+        let _ = self.causes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, known);
+    }
+
+    fn reset(&self) {
+        self.causes.store(0, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use base::irq::FakeLine;
+
+    use super::*;
+
+    #[test]
+    fn a_late_acknowledgement_takes_no_cause_that_came_after_the_read() {
+        let line = Arc::new(FakeLine::default());
+        let edge = Edge::new(line.clone());
+        edge.used(&[0]);
+        assert_eq!(edge.causes(), USED);
+        edge.changed();
+        edge.used(&[0]);
+        edge.clear(USED);
+        assert_eq!(edge.causes(), USED | CHANGED, "both came after the read that the driver answers");
+        edge.clear(USED);
+        assert_eq!(edge.causes(), CHANGED);
+        edge.clear(u32::MAX);
+        assert_eq!((edge.causes(), line.edges.get()), (0, 3));
+        edge.used(&[0]);
+        edge.reset();
+        assert_eq!(edge.causes(), 0, "a reset takes what nobody has read");
     }
 }

@@ -14,6 +14,8 @@ use super::{Bell, Device, Meters};
 
 /// Offset of the doorbell register.
 const NOTIFY: u64 = 0x50;
+/// Offset of the register by which the driver acknowledges interrupts: it may be written late.
+pub const ACK: u64 = 0x64;
 /// Offset of the configuration space.
 const CONFIG: u64 = 0x100;
 /// `virt`, little-endian.
@@ -46,7 +48,7 @@ const TABLE: &[(u64, Field)] = &[
     (0x044, Field::Part(Register::QueueReady, 0)),
     (NOTIFY, Field::Part(Register::Notify, 0)),
     (0x060, Field::Part(Register::InterruptStatus, 0)),
-    (0x064, Field::Part(Register::InterruptAck, 0)),
+    (ACK, Field::Part(Register::InterruptAck, 0)),
     (0x070, Field::Part(Register::Status, 0)),
     (0x080, Field::Part(Register::QueueDesc, 0)),
     (0x084, Field::Part(Register::QueueDesc, 32)),

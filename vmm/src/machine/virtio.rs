@@ -13,7 +13,7 @@ use boot::kernel::Kernel;
 use devices::catalog::Space;
 use devices::pci::wire::Wire;
 use devices::pci::{Root, root};
-use devices::virtio::mmio::Mmio;
+use devices::virtio::mmio::{ACK, Mmio};
 use devices::virtio::pci::{Pci, Place, WINDOW_LEN};
 use devices::virtio::{Device, Meters};
 
@@ -130,6 +130,8 @@ fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Placed
     let meters = if parts.metered { mmio.meters().clone() } else { Meters::new() };
     let doorbells = Doorbells::new(board.vm.clone(), mmio.bells(), Some(base));
     let chip = doorbells.around(Box::new(mmio));
+    // One in each interrupt. Nothing comes of it before the driver reads the causes again, which is an exit.
+    board.lazy.push(Lazy::new(Space::Memory, base + ACK, 4, None));
     board.memory.insert(parts.name, base, layout::VIRTIO_MMIO_LEN, chip)?;
     let node = Node {
         name: format!("V{number:03}"),
