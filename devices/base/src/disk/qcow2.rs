@@ -7,7 +7,7 @@ mod check;
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use imago::file::File as Storage;
 use imago::{FormatAccess, FormatCreateBuilder};
@@ -19,8 +19,9 @@ use super::{Action, Job};
 /// The first bytes of every qcow2 image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// Bytes that go through one copy: guest RAM is shared with the guest, and what `imago` is given must not be.
-const COPY: usize = 1 << 20;
+/// Bytes that go through one copy: guest RAM is shared with the guest, and what `imago` is given must not be. More would
+/// leave the processor's cache before they are copied on.
+const COPY: usize = 256 << 10;
 
 type Access = FormatAccess<Storage>;
 type Format = imago::qcow2::Qcow2<Storage, Arc<Access>>;
@@ -128,7 +129,7 @@ impl Opening {
     pub fn image(self, backing: Option<Backing>) -> Image {
         let (writable, cluster) = (self.writable, self.cluster);
         let access = RwLock::new(self.over(backing));
-        Image(Kind::Qcow2(Arc::new(Qcow2 { access, writable, cluster })))
+        Image(Kind::Qcow2(Arc::new(Qcow2 { access, writable, cluster, copies: Mutex::default() })))
     }
 }
 
@@ -138,6 +139,9 @@ pub struct Qcow2 {
     access: RwLock<Access>,
     writable: bool,
     cluster: u64,
+    /// Room for copies, one for each thread that ever worked at the same time: fresh memory would be cleared, and
+    /// faulted in, for each request.
+    copies: Mutex<Vec<Vec<u8>>>,
 }
 
 impl Qcow2 {
@@ -183,35 +187,51 @@ impl Qcow2 {
         f(&mut self.access.write().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Calls `step` with room for the next bytes and where they are, until `len` bytes from `offset` have been through.
+    fn copied(
+        &self,
+        mut offset: u64,
+        mut len: u64,
+        mut step: impl FnMut(&Access, &mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let spare = || self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = spare().pop().unwrap_or_else(|| vec![0; COPY]);
+        let mut end = Ok(());
+        while let (Ok(()), Some(part)) = (&end, part(&mut bytes, len)) {
+            end = self.shared(|access| step(access, part, offset));
+            offset = offset.saturating_add(part.len() as u64);
+            len = len.saturating_sub(part.len() as u64);
+        }
+        spare().push(bytes);
+        end
+    }
+
     fn read(&self, mut job: Job) -> io::Result<()> {
-        let mut bytes = copy(job.len);
-        while let Some(part) = part(&mut bytes, job.len) {
-            self.shared(|access| access.read(&mut *part, job.offset))?;
+        let (offset, len) = (job.offset, job.len);
+        self.copied(offset, len, |access, part, offset| {
+            access.read(&mut *part, offset)?;
             job.iovecs.copy_in(part);
             job.moved(part.len() as u64);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn write(&self, mut job: Job) -> io::Result<()> {
-        let mut bytes = copy(job.len);
-        while let Some(part) = part(&mut bytes, job.len) {
+        let (offset, len) = (job.offset, job.len);
+        self.copied(offset, len, |access, part, offset| {
             job.iovecs.copy_out(part);
-            self.shared(|access| access.write(&*part, job.offset))?;
+            access.write(&*part, offset)?;
             job.moved(part.len() as u64);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Writes zeros, where the image can say it in no shorter way.
-    fn fill(&self, (mut offset, mut len): (u64, u64)) -> io::Result<()> {
-        let mut bytes = copy(len);
-        while let Some(part) = part(&mut bytes, len) {
-            self.shared(|access| access.write(&*part, offset))?;
-            offset = offset.saturating_add(part.len() as u64);
-            len -= part.len() as u64;
-        }
-        Ok(())
+    fn fill(&self, (offset, len): (u64, u64)) -> io::Result<()> {
+        self.copied(offset, len, |access, part, offset| {
+            part.fill(0);
+            access.write(&*part, offset)
+        })
     }
 
     /// Hands what is kept in memory to the host, without waiting for its disk.
@@ -237,11 +257,6 @@ impl Drop for Qcow2 {
             log::error!(target: "guest", "write the tables of a qcow2 image: {cause}");
         }
     }
-}
-
-/// Room for one copy of up to `len` bytes.
-fn copy(len: u64) -> Vec<u8> {
-    vec![0; usize::try_from(len).unwrap_or(COPY).min(COPY)]
 }
 
 /// As much of `bytes` as `len` needs; `None` when that is nothing.
