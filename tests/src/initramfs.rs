@@ -72,15 +72,6 @@ const DO: &[(&str, &str)] = &[
          echo found=$($B ls /sys/bus/virtio/devices | $B wc -l) $($B head -c 32 /dev/hwrng | $B wc -c)
          $B dd if=/dev/vda bs=4k count=1 2>/dev/null | $B sha256sum | $B sed 's/ .*//; s/^/sum=/'; cd /",
     ),
-    (
-        "reads",
-        "up() { $B awk '{print $1 * 1000000}' /proc/uptime; }
-         work() { t=$(up); $B dd bs=$3 count=$4 if=$5 of=$6 ${7}flag=direct 2>/dev/null; echo \"$1-$2 $((($(up) - t) / $4)) us\"; }
-         work read 4k 4k 4096 /dev/vda /dev/null i
-         work read 1m 1M 64 /dev/vda /dev/null i
-         work write 4k 4k 2048 /dev/zero /dev/vda o
-         work write 1m 1M 64 /dev/zero /dev/vda o",
-    ),
     ("read", "echo ready; read line; echo \"line=$line\""),
     ("flood", "$B seq 1 1500; echo flood=done"),
     (

@@ -3,6 +3,7 @@
 //!     initramfs cloud|generic|rt INITRD [VMLINUX]
 //!     initramfs mark INITRD         one that says a mark and powers off
 //!     initramfs traffic INITRD      what the benchmark of networks adds to that of the cloud kernel
+//!     initramfs with PROGRAM ARGUMENTS FLAVOUR INITRD    to be put behind it: `test.do=PROGRAM` runs this crate's program
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -34,6 +35,15 @@ fn main() -> ExitCode {
 }
 
 fn write(arguments: &[String]) -> Result<(), String> {
+    let known =
+        |name: &str| Flavour::ALL.into_iter().find(|known| known.name() == name).ok_or("no such flavour");
+    if let [with, program, words, flavour, initrd] = arguments
+        && with == "with"
+    {
+        let kernel = Kernel::fetch(known(flavour)?)?;
+        let script = format!("/bin/{program} {words}\n");
+        return initramfs::write_more(&kernel, Path::new(initrd), program, &script, &[], &[program]);
+    }
     let [flavour, initrd, vmlinux @ ..] = arguments else {
         return Err("initramfs mark|traffic|cloud|generic|rt INITRD [VMLINUX]".into());
     };
@@ -45,8 +55,7 @@ fn write(arguments: &[String]) -> Result<(), String> {
         let modules = ["vmw_vsock_virtio_transport"];
         return initramfs::write_more(&kernel, Path::new(initrd), "traffic", TRAFFIC, &modules, &["traffic"]);
     }
-    let flavour = Flavour::ALL.into_iter().find(|known| known.name() == flavour).ok_or("no such flavour")?;
-    let kernel = Kernel::fetch(flavour)?;
+    let kernel = Kernel::fetch(known(flavour)?)?;
     initramfs::write(&kernel, Path::new(initrd))?;
     if let Some(path) = vmlinux.first() {
         std::fs::copy(kernel.vmlinux()?, path).map_err(|cause| format!("write {path}: {cause}"))?;
