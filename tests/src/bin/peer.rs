@@ -50,9 +50,7 @@ fn main() -> ExitCode {
         ["streams", mib] => up(number(mib)).and_then(|()| down()),
         ["many", count] => many(number(count), || call(HOST_ECHO)).map(|count| println!("many={count}")),
         ["answer"] => answer(),
-        ["call", path, count] => many(number(count), || connect(path, ECHO))
-            .map(|count| println!("many={count}"))
-            .and_then(|()| connect(path, END).map(drop)),
+        ["call", path, count] => summon(path, number(count)),
         _ => Err(io::Error::other("see tests/src/bin/peer.rs")),
     };
     match result {
@@ -106,6 +104,20 @@ fn answer() -> io::Result<()> {
     drop(end.accept()?);
     println!("answer=done");
     Ok(())
+}
+
+/// Calls the guest as soon as it listens, and tells it when that is all.
+fn summon(path: &str, count: usize) -> io::Result<()> {
+    let mut patience = 1000;
+    while let Err(error) = connect(path, ECHO) {
+        patience -= 1;
+        if patience == 0 {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    println!("many={}", many(count, || connect(path, ECHO))?);
+    connect(path, END).map(drop)
 }
 
 /// Serves calls from the guest until the input ends.
