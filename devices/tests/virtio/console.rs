@@ -341,7 +341,9 @@ fn what_makes_no_sense_is_refused() {
     assert!(both.contains("socket and another one are given\n  hint: leave one of them out"), "{both}");
     let both = refused("to=pty,file=f");
     assert!(both.contains("both to and file are given"), "{both}");
-    for name in ["", "a b", "x/y", &"n".repeat(65)] {
+    let none = refused("to=none,name=");
+    assert!(none.contains("name=: it has no value"), "{none}");
+    for name in ["a b", "x/y", &"n".repeat(65)] {
         let text = refused(&format!("to=none,name={name}"));
         assert!(text.contains("a name is 1 to 64 letters, digits, `.`, `-` and `_`"), "{text}");
     }
