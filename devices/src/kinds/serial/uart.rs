@@ -14,6 +14,7 @@ const IER_TRANSMIT: u8 = 0x02;
 const IER_LINE: u8 = 0x04;
 /// Interrupt enable: modem status.
 const IER_MODEM: u8 = 0x08;
+const IER_ALL: u8 = 0x0f;
 
 const IIR_NONE: u8 = 0x01;
 const IIR_MODEM: u8 = 0x00;
@@ -141,9 +142,11 @@ impl Uart {
     /// Bytes the host may send now.
     ///
     /// A driver raises RTS (or asks for receive interrupts) when it has cleared the FIFO and listens. What came
-    /// before that would be lost, so nothing is taken from the host until then.
+    /// before that would be lost, so nothing is taken from the host until then. A driver that looks which interrupts
+    /// there are asks for all of them, while nothing says that it wants any: Linux then throws away what has come.
     pub fn room(&self) -> usize {
-        let listening = self.modem_control & MCR_RTS != 0 || self.enabled & IER_RECEIVE != 0;
+        let probing = self.enabled == IER_ALL && self.modem_control & MCR_OUT2 == 0;
+        let listening = self.modem_control & MCR_RTS != 0 || (self.enabled & IER_RECEIVE != 0 && !probing);
         if !listening || self.is_looped() { 0 } else { self.depth().saturating_sub(self.received.len()) }
     }
 
@@ -251,7 +254,7 @@ impl Uart {
     }
 
     fn enable(&mut self, value: u8) {
-        let before = std::mem::replace(&mut self.enabled, value & 0x0f);
+        let before = std::mem::replace(&mut self.enabled, value & IER_ALL);
         let turned = before ^ self.enabled;
         if turned & IER_TRANSMIT != 0 {
             if self.enabled & IER_TRANSMIT != 0 {
