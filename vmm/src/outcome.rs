@@ -253,7 +253,7 @@ impl Report {
     pub fn unborn(plan: &Plan, end: End, started: Instant) -> Report {
         Report {
             end,
-            accel: plan.accel,
+            accel: plan.accel.here(),
             cpus: plan.cpus,
             times: Times { first_instruction: None, end: started.elapsed() },
             exits: Kind::NAMES.iter().map(|(_, name)| (*name, 0)).collect(),
@@ -399,6 +399,9 @@ mod tests {
             report.json(),
             r#"{"end":"debug-exit","exit_code":3,"command":null,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096}}"#
         );
+        // Who asks is told what it was, not that it was left open.
+        let unborn = Report::unborn(&Plan::default(), End::Signalled(15), Instant::now());
+        assert!(unborn.json().contains(r#""accel":"kvm""#), "{}", unborn.json());
         let early = json_before_start(&Fail::new(Why::Missing, "open k").hint("look"));
         let keys = |text: &str| {
             let object: serde_json::Map<_, _> = serde_json::from_str(text).unwrap();

@@ -193,7 +193,7 @@ impl Machine {
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
             end: end.explained_by(&watch).explained_by(&overheard),
-            accel: plan.accel,
+            accel: plan.accel.here(),
             cpus: plan.cpus,
             times: Times { first_instruction: Some(first_instruction), end: started.elapsed() },
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),

@@ -90,3 +90,10 @@ pub enum Accel {
     /// /dev/kvm as it is, unasked what stands behind it: for bare-metal guests on a KVM that emulates ring 0.
     Unchecked,
 }
+
+impl Accel {
+    /// What it is for a machine that is made here: `auto` is /dev/kvm then, or the run would have gone elsewhere.
+    pub fn here(self) -> Accel {
+        if self == Accel::Auto { Accel::Kvm } else { self }
+    }
+}
