@@ -95,7 +95,7 @@ fn ends(room: &mut Room<'_>) -> Verdict {
     output.code(143)?;
     let result = room.shell("cat result")?;
     result
-        .mentions("\"exit_code\":143,\"command\":{\"end\":\"signalled\",\"exit_code\":null,\"signal\":15}")?;
+        .mentions("\"exit_code\":143,\"command\":{\"end\":\"signalled\",\"exit_code\":null,\"signal\":15,\"healthy\":true,")?;
     Ok(())
 }
 
