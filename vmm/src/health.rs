@@ -7,12 +7,12 @@
 use agent::wire::Message;
 use serde::Serialize;
 
+use crate::quote;
+
 /// Complaints that are kept; those beyond them are counted.
 const KEPT: usize = 32;
 /// Lines after the first complaint that are kept to be shown: its trace.
 const EXCERPT: usize = 40;
-/// Bytes of a line that are looked at, and kept.
-const LINE: usize = 512;
 
 /// A kind of complaint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -114,8 +114,7 @@ impl Health {
 
     /// Hears a line.
     pub fn hear(&mut self, message: &Message) {
-        let text = message.text.get(..LINE).unwrap_or(&message.text);
-        let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).collect();
+        let text = quote::line(&message.text);
         if !self.excerpt.is_empty() && self.excerpt.len() < EXCERPT {
             self.excerpt.push(text.clone());
         }
@@ -147,7 +146,7 @@ impl Health {
             .saturating_sub(1)
             .saturating_add(self.more);
         let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
-        let trace: String = self.excerpt.iter().skip(1).map(|line| format!("\n  | {line}")).collect();
+        let trace = quote::below(self.excerpt.get(1..).unwrap_or_default());
         Some(format!("{}{more}{trace}", first.text))
     }
 }

@@ -13,5 +13,6 @@ pub mod machine;
 pub mod modules;
 pub mod outcome;
 pub mod plan;
+pub mod quote;
 pub mod session;
 pub mod terminal;

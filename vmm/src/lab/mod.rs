@@ -27,6 +27,7 @@ use base::{Doing, Fail, Result, Why};
 use self::qemu::Qemu;
 pub use self::run::{Ended, run};
 use crate::plan::Size;
+use crate::quote;
 
 /// Longest wait for an emulated host to come up: it takes about two seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -180,6 +181,7 @@ impl Host {
         let client = Client::connect(wire, PATIENCE).map_err(|cause| {
             // It has more to say than the wire; once it has ended, all of it is known.
             let words = qemu.last_words();
+            let cause = quote::line(cause.to_string().as_bytes());
             Fail::new(Why::Host, "boot the emulated host").because(format!("{cause}{words}"))
         })?;
         Ok(Host { client, qemu })

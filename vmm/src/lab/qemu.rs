@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Options;
 use super::kernel::Prepared;
+use crate::quote;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 /// Debian's packages with QEMU and its firmware.
@@ -131,12 +132,7 @@ impl Qemu {
             std::thread::sleep(Duration::from_millis(5));
         }
         let bytes = self.console.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let text = String::from_utf8_lossy(&bytes);
-        // Nothing on the console may command the operator's terminal.
-        let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-        let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-        let last = lines.get(lines.len().saturating_sub(20)..).unwrap_or_default();
-        last.iter().map(|line| format!("\n  | {line}")).collect()
+        quote::below(&quote::last_lines(&bytes, 20))
     }
 }
 

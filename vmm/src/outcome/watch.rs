@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use crate::quote;
+
 /// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
 /// the guest prints.
 #[derive(Clone, Default)]
@@ -31,10 +33,7 @@ impl Watch {
     /// The lines that were printed last, printable, `count` at the most.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let bytes: Vec<u8> = self.tail.iter().flatten().copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
-        let clean = |line: &str| line.chars().filter(|c| !c.is_control()).collect::<String>();
-        let lines: Vec<String> = text.lines().map(clean).filter(|line| !line.is_empty()).collect();
-        lines.get(lines.len().saturating_sub(count)..).unwrap_or_default().to_vec()
+        quote::last_lines(&bytes, count)
     }
 
     /// Takes in what the guest printed.
@@ -80,12 +79,11 @@ impl fmt::Debug for Watch {
     }
 }
 
-/// The words from where the panic begins, without what could command the operator's terminal.
+/// The words from where the panic begins, printable.
 fn last_words(line: &[u8]) -> Option<String> {
     let words = Watch::WORDS;
     let at = line.windows(words.len()).position(|window| window == words)?;
-    let text = String::from_utf8_lossy(line.get(at..)?);
-    Some(text.chars().filter(|c| !c.is_control()).collect())
+    line.get(at..).map(quote::line)
 }
 
 #[cfg(test)]
