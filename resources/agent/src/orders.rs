@@ -8,6 +8,26 @@ use crate::wire::{Body, Malformed, put_number, put_string};
 /// Where the file is.
 pub const PATH: &str = "/mayfly.orders";
 
+/// A file system that a disk may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its name, which is that of its module, too.
+    pub name: &'static str,
+    /// The option of the kernel's configuration that makes it a module, without the `CONFIG_`. `None`: it is used where the
+    /// kernel has it built in, and its module is not worth its time.
+    pub option: Option<&'static str>,
+}
+
+/// What a disk may have, in the order in which the agent tries them.
+pub const ON_DISKS: [FileSystem; 5] = [
+    FileSystem { name: "ext4", option: Some("EXT4_FS") },
+    FileSystem { name: "xfs", option: Some("XFS_FS") },
+    FileSystem { name: "erofs", option: Some("EROFS_FS") },
+    FileSystem { name: "squashfs", option: Some("SQUASHFS") },
+    // Its module brings that of RAID 6, which measures its own algorithms at each start.
+    FileSystem { name: "btrfs", option: None },
+];
+
 /// All that the agent has to know before it can be asked for programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Orders {

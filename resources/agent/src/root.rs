@@ -7,18 +7,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent::orders::{Orders, Source, Volume, Writes};
+use agent::orders::{ON_DISKS, Orders, Source, Volume, Writes};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_move};
 use rustix::net::{AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink};
 
-use crate::mounts::{mount_at, mount_with};
+use crate::mounts::{mount_any, mount_at, mount_with};
 
 /// The place of the new root until it is entered.
 const ROOT: &str = "/.root";
 /// Beneath it are the layers of what is private to the guest.
 const LAYERS: &str = "/.layers";
-/// File systems on a disk, in the order in which they are tried: those with a sure mark of their own first.
-const ON_DISKS: [&str; 6] = ["ext4", "xfs", "btrfs", "erofs", "squashfs", "vfat"];
 /// Longest wait for a disk to appear.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -70,21 +68,8 @@ fn attach(volume: &Volume, at: &Path, refuse: bool) -> io::Result<()> {
         }
         Source::Disk(serial) => {
             let disk = find_disk(serial)?;
-            let mut last = io::Error::from(io::ErrorKind::NotFound);
-            for kind in ON_DISKS {
-                match mount_with(kind, &disk, at, "", flags) {
-                    Ok(()) => return Ok(()),
-                    // The kernel has no such file system, or the disk has another one.
-                    Err(error)
-                        if [Some(rustix::io::Errno::NODEV), Some(rustix::io::Errno::INVAL)]
-                            .contains(&rustix::io::Errno::from_io_error(&error)) => {}
-                    Err(error) => last = error,
-                }
-            }
-            Err(io::Error::new(
-                last.kind(),
-                format!("mount {disk} at {}: it has no file system that this kernel knows", at.display()),
-            ))
+            let kinds: Vec<&str> = ON_DISKS.iter().map(|kind| kind.name).collect();
+            mount_any(&kinds, &disk, at, flags)
         }
     }
 }

@@ -11,6 +11,14 @@ pub(crate) struct User {
     pub(crate) home: Option<String>,
 }
 
+impl User {
+    /// The home directory; of one whom nobody knows, root's usual place, or the top.
+    pub(crate) fn into_home(self) -> String {
+        let usual = if self.id == 0 { "/root" } else { "/" };
+        self.home.filter(|home| !home.is_empty()).unwrap_or_else(|| usual.to_owned())
+    }
+}
+
 /// Finds `USER[:GROUP]`, each a name or a number. Without a group it is the user's own, or 0 for a number that nobody
 /// has.
 pub(crate) fn find(text: &str) -> Option<User> {
@@ -45,6 +53,23 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/bash\nbroken\n";
     const GROUPS: &str = "root:x:0:\nkvm:x:106:ann\n";
+
+    #[test]
+    fn everybody_has_a_home() {
+        let passwd =
+            "root:x:0:0::/var/root:/bin/sh\nann:x:1000:1000::/home/ann:\nbare:x:7:7:::\nshort:x:8:8\n";
+        for (text, passwd, home) in [
+            ("root", passwd, "/var/root"),
+            ("0", passwd, "/var/root"),
+            ("ann:0", passwd, "/home/ann"),
+            ("bare", passwd, "/"),
+            ("short", passwd, "/"),
+            ("4242", passwd, "/"),
+            ("0", "", "/root"),
+        ] {
+            assert_eq!(find_in(text, passwd, "").unwrap().into_home(), home, "{text}");
+        }
+    }
 
     #[test]
     fn users_are_names_or_numbers() {

@@ -74,6 +74,19 @@ fn streams_directory_environment_and_code_are_the_programs_own() {
 }
 
 #[test]
+fn a_home_is_the_users_unless_the_host_says_one() {
+    let script = ["sh", "-c", "echo $HOME"];
+    let us = rustix::process::geteuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let entry = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|entry| entry[2] == us);
+    let home = entry.map_or("/", |entry| entry[5]);
+    assert_eq!(run(&client(), exec(&script), b"").1, format!("{home}\n").as_bytes());
+    let mut said = exec(&script);
+    said.env.push((b"HOME".to_vec(), b"/elsewhere".to_vec()));
+    assert_eq!(run(&client(), said, b"").1, b"/elsewhere\n");
+}
+
+#[test]
 fn ends_are_told_exactly() {
     let client = client();
     let end = |exec| run(&client, exec, b"").0;
