@@ -218,10 +218,9 @@ impl Plan {
         if let Some(command) = &self.command {
             command.check()?;
             if self.on_reset == OnReset::Restart {
-                return usage(
-                    "restart the machine after a reset".to_owned(),
-                    "a command runs once".to_owned(),
-                );
+                return Err(Fail::new(Why::Usage, "restart the machine after a reset")
+                    .because("a command runs once")
+                    .hint("leave --on-reset out"));
             }
         }
         boot::smbios::tables(&self.smbios.identity())?;

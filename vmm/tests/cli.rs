@@ -167,6 +167,45 @@ fn a_plan_written_down_is_the_same_plan() {
 }
 
 #[test]
+fn flags_change_the_command_of_a_plan() {
+    let dir = fixtures();
+    let plan = |words: &str| -> serde_json::Value {
+        let output = run(dir.path(), words);
+        assert_eq!(output.status.code(), Some(0), "{words}: {}", String::from_utf8_lossy(&output.stderr));
+        fs::write(dir.path().join("command.json"), &output.stdout).unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let root = |plan: &serde_json::Value| {
+        let all = plan["devices"].as_array().unwrap().iter().filter(|device| device["name"] == "root");
+        all.map(|device| device["spec"]["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let first = plan("run --kernel tiny --root disk.img --dry-run -- true");
+    assert_eq!(root(&first), [path("disk.img")]);
+    let other = plan("run --plan command.json --root empty --dry-run");
+    assert_eq!((root(&other), &other["command"]["argv"]), (vec![path("empty")], &first["command"]["argv"]));
+    assert_eq!(root(&plan("run --plan command.json --root directory --dry-run")), [path("directory")]);
+    assert_eq!(root(&plan("run --plan command.json --dry-run -- other")), [path("directory")]);
+}
+
+#[test]
+fn a_home_is_passed_on_where_it_is_the_commands_own() {
+    let dir = fixtures();
+    let home = |words: &str| {
+        let child =
+            start(dir.path(), &format!("run --kernel tiny {words} -- x"), &[("HOME", Path::new("/mine"))]);
+        let output = child.wait_with_output().unwrap();
+        let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let env = plan["command"]["env"].as_array().unwrap().iter().filter_map(|word| word.as_str());
+        env.filter_map(|word| word.strip_prefix("HOME=")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(home("--dry-run"), ["/mine"]);
+    assert_eq!(home("--dry-run --user ann"), [""; 0]);
+    assert_eq!(home("--dry-run --user ann -e HOME"), ["/mine"]);
+    assert_eq!(home("--dry-run --root directory"), [""; 0]);
+}
+
+#[test]
 fn what_is_printed_about_mayfly_is_whole() {
     let dir = fixtures();
     for (words, contents) in [

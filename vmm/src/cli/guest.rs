@@ -1,16 +1,12 @@
 //! The flags of `mayfly run` that are about a command in the guest.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, ValueHint, value_parser};
 
 use crate::plan::{Access, Cmdline, Command, Initrd, Plan, Root, Volume};
-
-/// The environment of a command whose root is not this machine's.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const HOME: &str = "HOME=/root";
 
 /// What a kernel prints on its console if nobody asked for more: warnings and worse. Each line costs a start some time.
 const CALM: &str = "loglevel=5";
@@ -129,8 +125,9 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
         };
     }
     let mut command = match plan.command.take() {
+        Some(command) if matches.contains_id("root") => Command { root: root(matches, plan)?, ..command },
         Some(command) => command,
-        None => usual(root(matches, plan)?)?,
+        None => usual(root(matches, plan)?, matches.contains_id("user"))?,
     };
     if !argv.is_empty() {
         command.argv = argv;
@@ -178,16 +175,17 @@ fn root(matches: &ArgMatches, plan: &Plan) -> Result<Root> {
     Ok(if path.is_dir() { Root::Directory(path) } else { Root::Image(path) })
 }
 
-/// A command before the flags. Over this machine's own root it finds what it would find here: environment and directory.
-fn usual(root: Root) -> Result<Command> {
+/// A command before the flags. Over this machine's own root it finds what it would find here: environment and directory; but
+/// who runs as an `other` user has a home of their own, which the guest knows.
+fn usual(root: Root, other: bool) -> Result<Command> {
     let here = root == Root::Directory("/".into());
-    let command = Command { hostname: "mayfly".to_owned(), root, ..Command::default() };
+    let command = Command { root, ..Command::default() };
     if !here {
-        let env = vec![PATH.to_owned(), HOME.to_owned()];
-        return Ok(Command { env, workdir: Path::new("/").to_owned(), ..command });
+        return Ok(command);
     }
     // What is no text stays here.
     let vars = std::env::vars_os()
+        .filter(|(name, _)| !other || name != "HOME")
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let env = vars.map(|(name, value)| format!("{name}={value}")).collect();
     let workdir = std::env::current_dir().doing(Why::Host, || "find the current directory")?;

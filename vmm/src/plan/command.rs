@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use agent::orders::{self, Orders, Source, Writes};
+use agent::orders::{self, FileSystem, ON_DISKS, Orders, Source, Writes};
 use base::{Doing, Fail, Result, Why};
-use devices::catalog::{self, CATALOG, Driver, Presence, Purpose};
+use devices::catalog::{self, CATALOG, Driver, Entry, Presence, Purpose};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{Device, Initrd, Plan};
 
@@ -18,16 +19,11 @@ const ROOT: &str = "root";
 
 /// The file system that keeps private what is written over another.
 const OVERLAY: &[Driver] = &[Driver { module: "overlay", option: "OVERLAY_FS" }];
-/// File systems that a disk may have.
-const ON_DISKS: &[Driver] = &[
-    Driver { module: "ext4", option: "EXT4_FS" },
-    Driver { module: "xfs", option: "XFS_FS" },
-    Driver { module: "erofs", option: "EROFS_FS" },
-    Driver { module: "squashfs", option: "SQUASHFS" },
-];
+/// Where programs are looked for, unless the plan says it.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program that runs in the guest; the run ends with it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Command {
     /// The program, found by the `PATH` of its environment, and its arguments.
@@ -48,6 +44,22 @@ pub struct Command {
     pub volumes: Vec<Volume>,
     /// Texts in complaints of the kernel's that are expected.
     pub allow: Vec<String>,
+}
+
+impl Default for Command {
+    fn default() -> Self {
+        Command {
+            argv: Vec::new(),
+            env: vec![PATH.to_owned()],
+            workdir: "/".into(),
+            user: String::new(),
+            terminal: false,
+            hostname: "mayfly".to_owned(),
+            root: Root::default(),
+            volumes: Vec::new(),
+            allow: Vec::new(),
+        }
+    }
 }
 
 /// The root file system of a command.
@@ -120,23 +132,33 @@ impl Command {
     /// # Errors
     /// [`Why::Usage`]: it does not.
     pub(super) fn check(&self) -> Result<()> {
-        let usage = |doing: String, cause: &str| Err(Fail::new(Why::Usage, doing).because(cause));
+        let usage = |doing: String, cause: &str, hint: &str| {
+            Err(Fail::new(Why::Usage, doing).because(cause.to_owned()).hint(hint))
+        };
         if self.argv.first().is_none_or(String::is_empty) {
-            return usage("run a command in the guest".to_owned(), "it has no name");
+            let hint = "say what to run: -- COMMAND ARGUMENT..., or `argv` of `command` in a plan";
+            return usage("run a command in the guest".to_owned(), "it has no name", hint);
         }
         if let Some(word) =
             self.env.iter().find(|word| word.split_once('=').is_none_or(|(name, _)| name.is_empty()))
         {
-            return usage(format!("set {word} in the environment"), "it is not NAME=VALUE");
+            let hint = "an example: LANG=C.UTF-8";
+            return usage(format!("set `{word}` in the environment"), "it is not NAME=VALUE", hint);
         }
         if !self.workdir.is_absolute() {
-            return usage(format!("start in {}", self.workdir.display()), "it is no absolute path");
+            let doing = format!("start in `{}`", self.workdir.display());
+            return usage(
+                doing,
+                "it is no absolute path",
+                "the directory is one of the guest: /tmp, for example",
+            );
         }
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
         if self.hostname.is_empty() || self.hostname.len() > 64 || !self.hostname.chars().all(fits) {
             return usage(
                 format!("call the guest `{}`", self.hostname),
                 "a name is 1 to 64 letters, digits, `-` and `.`",
+                "leave it out for `mayfly`",
             );
         }
         Ok(())
@@ -174,16 +196,16 @@ impl Command {
     }
 
     /// Modules that may be of use for the root.
-    fn wished(&self) -> &'static [Driver] {
-        match &self.root {
-            Root::Initrd | Root::Directory(_) => &[],
-            Root::Image(_) => ON_DISKS,
-        }
+    fn wished(&self) -> impl Iterator<Item = Driver> {
+        let module = |kind: FileSystem| Some(Driver { module: kind.name, option: kind.option? });
+        let on_disk = matches!(self.root, Root::Image(_));
+        ON_DISKS.into_iter().filter(move |_| on_disk).filter_map(module)
     }
 }
 
 impl Plan {
-    /// Adds what the command needs of the machine, unless it is there.
+    /// Adds what the command needs of the machine. Devices of mayfly's own are made anew: those in the plan may have been
+    /// made for another root.
     pub(super) fn equip(&mut self) -> Result<()> {
         let Some(command) = &self.command else { return Ok(()) };
         if self.initrd.last() != Some(&Initrd::Builtin) {
@@ -213,11 +235,18 @@ impl Plan {
             };
             wanted.push((tag.clone(), Purpose::Directory { path: &volume.host, tag, access }));
         }
+        self.devices.retain(|device| !is_ours(device));
         for (name, purpose) in wanted {
-            if !self.devices.iter().any(|device| device.name == name)
-                && let Some(device) = serve(&name, purpose, &self.devices)?
-            {
-                self.devices.push(device);
+            let Some(made) = serve(&name, purpose, &self.devices)? else { continue };
+            match self.devices.iter().find(|device| device.name == name) {
+                None => self.devices.push(made),
+                // It is what is wanted, and tuned by hand.
+                Some(device) if does(device, &made) => {}
+                Some(device) => {
+                    return Err(Fail::new(Why::Usage, format!("give the guest its {name}"))
+                        .because(format!("the plan has another device `{name}`, of kind {}", device.kind))
+                        .hint("take it out of the plan, or give it another name"));
+                }
             }
         }
         for entry in CATALOG.iter().filter(|entry| matches!(entry.presence(), Presence::Standard(_))) {
@@ -240,7 +269,7 @@ impl Plan {
         let (ours, others): (Vec<_>, Vec<_>) =
             self.devices.iter().partition(|device| is_tag(&device.name) || carries_calls(device));
         let vital = ours.into_iter().flat_map(drivers).chain(command.vital()).copied();
-        let wished = others.into_iter().flat_map(drivers).chain(command.wished()).copied();
+        let wished = others.into_iter().flat_map(drivers).copied().chain(command.wished());
         ([transport].into_iter().chain(vital).collect(), wished.collect())
     }
 }
@@ -253,6 +282,37 @@ fn tag(number: u32) -> String {
 /// Whether a device has the root or a volume.
 fn is_tag(name: &str) -> bool {
     name == ROOT || name.starts_with("volume")
+}
+
+/// Whether a device is one that was made for a root or a volume, and is as it was made.
+fn is_ours(device: &Device) -> bool {
+    let tag = device.name.as_str();
+    let Some((entry, spec)) = settings(device).filter(|_| is_tag(tag)) else { return false };
+    // Paths are text in a plan, whatever the setting is called.
+    let paths = spec.as_object().into_iter().flat_map(|settings| settings.values()).filter_map(Value::as_str);
+    paths.map(Path::new).any(|path| {
+        let directory = |access| Purpose::Directory { path, tag, access };
+        let purposes = [
+            Purpose::Disk { image: path, serial: tag, keep: false },
+            directory(catalog::Access::Read),
+            directory(catalog::Access::Through),
+            directory(catalog::Access::Layered),
+        ];
+        purposes.into_iter().any(|purpose| matches!(entry.serve(purpose), Ok(Some(made)) if made == spec))
+    })
+}
+
+/// Whether a device is as `made`, but for settings that `made` leaves open.
+fn does(device: &Device, made: &Device) -> bool {
+    let Some((_, spec)) = settings(device).filter(|_| device.kind == made.kind) else { return false };
+    let wanted = made.spec.as_object();
+    wanted.is_some_and(|wanted| wanted.iter().all(|(key, value)| spec.get(key) == Some(value)))
+}
+
+/// The settings of a device with the defaults filled in.
+fn settings(device: &Device) -> Option<(&'static dyn Entry, Value)> {
+    let entry = catalog::find(&device.kind)?;
+    Some((entry, entry.check(&device.spec, &device.name).ok()?))
 }
 
 /// Whether a device is of the kind that carries the guest's calls.

@@ -102,3 +102,104 @@ fn nonsense_is_refused_by_name() {
     let long = format!(r#"{{"kernel": "k", "cmdline": {{"only": "{}"}}}}"#, "x".repeat(2048));
     assert_eq!(complaint(&long), "pass the kernel command line: it has 2048 bytes and the kernel takes 2047");
 }
+
+/// The device of that name, as kind and settings.
+fn device<'a>(plan: &'a Plan, name: &str) -> Option<(&'a str, &'a serde_json::Value)> {
+    plan.devices.iter().find(|device| device.name == name).map(|device| (device.kind.as_str(), &device.spec))
+}
+
+#[test]
+fn the_least_that_can_be_said_of_a_command_is_enough() {
+    for rest in [
+        "",
+        r#", "root": {"directory": "/r"}"#,
+        r#", "root": {"image": "/r.img"}"#,
+        r#", "volumes": [{"host": "/h", "guest": "/g"}]"#,
+    ] {
+        let text = format!(r#"{{"kernel": "k", "command": {{"argv": ["true"]{rest}}}}}"#);
+        let once = plan(&text).unwrap().complete().unwrap();
+        let command = once.command.clone().unwrap();
+        assert_eq!((command.workdir.to_str(), command.hostname.as_str()), (Some("/"), "mayfly"), "{text}");
+        assert!(command.env.iter().all(|word| word.starts_with("PATH=")), "{text}: {:?}", command.env);
+        let written = serde_json::to_string(&once).unwrap();
+        assert_eq!(plan(&written).unwrap().complete().unwrap(), once, "{written}");
+    }
+}
+
+#[test]
+fn devices_of_a_command_are_those_of_the_command_that_is_there() {
+    let first = r#"{"kernel": "k", "command": {"argv": ["true"], "root": {"image": "/old.img"},
+                    "volumes": [{"host": "/h", "guest": "/g"}, {"host": "/i", "guest": "/j", "access": "cow"}]}}"#;
+    let first = plan(first).unwrap().complete().unwrap();
+    assert_eq!(device(&first, "root").unwrap().1["path"], "/old.img");
+    let again = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = first.clone();
+        change(&mut plan);
+        plan.complete()
+    };
+    let root = |root: Root| move |plan: &mut Plan| plan.command.as_mut().unwrap().root = root.clone();
+    let new = again(&root(Root::Image("/new.qcow2".into()))).unwrap();
+    let found = device(&new, "root").unwrap();
+    assert_eq!(
+        (found.0, &found.1["path"], &found.1["format"]),
+        ("blk", &"/new.qcow2".into(), &"qcow2".into())
+    );
+    let directory = again(&root(Root::Directory("/d".into()))).unwrap();
+    let found = device(&directory, "root").unwrap();
+    assert_eq!((found.0, &found.1["path"]), ("virtiofs", &"/d".into()));
+    assert_eq!(device(&again(&root(Root::Initrd)).unwrap(), "root"), None);
+    let fewer = again(&|plan| drop(plan.command.as_mut().unwrap().volumes.remove(0))).unwrap();
+    assert_eq!(device(&fewer, "volume1").unwrap().1["path"], "/i");
+    assert_eq!(device(&fewer, "volume2"), None);
+    // Tuned by hand it stays, for the root it was tuned for.
+    let tune = |plan: &mut Plan| {
+        let device = plan.devices.iter_mut().find(|device| device.name == "root").unwrap();
+        device.spec["iops"] = 100.into();
+    };
+    assert_eq!(device(&again(&tune).unwrap(), "root").unwrap().1["iops"], 100);
+    let both = |plan: &mut Plan| {
+        tune(plan);
+        root(Root::Image("/new.img".into()))(plan);
+    };
+    assert_eq!(
+        again(&both).unwrap_err().to_string(),
+        "give the guest its root: the plan has another device `root`, of kind blk\n  \
+         hint: take it out of the plan, or give it another name"
+    );
+}
+
+#[test]
+fn a_device_of_the_users_is_not_taken_for_one_of_a_command() {
+    let with = |kind: &str, name: &str, spec: &str| {
+        format!(
+            r#"{{"kernel": "k", "command": {{"argv": ["true"], "root": {{"image": "/r.img"}}}},
+                "devices": [{{"kind": "{kind}", "name": "{name}", "spec": {spec}}}]}}"#
+        )
+    };
+    for (kind, name, spec) in
+        [("blk", "root", r#"{"path": "/mine.img"}"#), ("rng", "root", "{}"), ("rng", "agent", "{}")]
+    {
+        let text = complaint(&with(kind, name, spec));
+        let wanted =
+            format!("give the guest its {name}: the plan has another device `{name}`, of kind {kind}\n");
+        assert!(text.starts_with(&wanted), "{text}");
+    }
+    // A disk that nobody asks for by this name is the user's, and a way for calls is one whoever made it.
+    let disk = with("blk", "volume1", r#"{"path": "/mine.img"}"#);
+    assert_eq!(device(&plan(&disk).unwrap().complete().unwrap(), "volume1").unwrap().1["path"], "/mine.img");
+    let own = with("vsock", "agent", r#"{"path": "/s.sock", "cid": 9}"#);
+    assert_eq!(device(&plan(&own).unwrap().complete().unwrap(), "agent").unwrap().1["cid"], 9);
+}
+
+#[test]
+fn commands_that_make_no_sense_are_refused_with_a_remedy() {
+    for (command, expected) in [
+        (r#"{}"#, "run a command in the guest: it has no name\n  hint: say what to run: "),
+        (r#"{"argv": ["a"], "env": ["=b"]}"#, "set `=b` in the environment: it is not NAME=VALUE\n  hint: "),
+        (r#"{"argv": ["a"], "workdir": "b"}"#, "start in `b`: it is no absolute path\n  hint: "),
+        (r#"{"argv": ["a"], "hostname": "b c"}"#, "call the guest `b c`: a name is 1 to 64 letters, "),
+    ] {
+        let text = complaint(&format!(r#"{{"kernel": "k", "command": {command}}}"#));
+        assert!(text.starts_with(expected) && text.contains("\n  hint: "), "{text}");
+    }
+}
