@@ -157,6 +157,10 @@ fn machine_ends_first(room: &mut Room<'_>) -> Verdict {
         .complains("its kernel panicked (Kernel panic - not syncing: sysrq")?;
     let output = run(room, "", "sh -c 'echo o >/proc/sysrq-trigger; sleep 100'")?;
     output.code(122)?.complains("it ended before its command did")?;
+    // Without the driver the agent cannot call, and says so on the console.
+    let output = run(room, "--cmdline module_blacklist=vmw_vsock_virtio_transport", "true")?;
+    output.code(125)?.complains("error: set up the guest: it ended before its agent called\n  hint: ")?;
+    output.complains("  | error: run the guest: call the host: ")?;
     let output = run(room, "--timeout 20s", "sh -c 'echo before; sleep 1000'")?;
     output.code(124)?.says("before\n")?.complains("it was not over after 20s")?;
     Ok(())

@@ -69,10 +69,13 @@ fn own(room: &mut Room<'_>, flavour: Flavour) -> Verdict {
     expect(&after, "absent", "1")
 }
 
-/// A directory with nothing but a program.
+/// A directory with nothing but a program and a user.
 fn directory(room: &mut Room<'_>) -> Verdict {
-    room.shell("mkdir -p root/bin && cp /bin/busybox root/bin/sh && echo by-the-host >root/given")?
-        .code(0)?;
+    room.shell(
+        "mkdir -p root/bin root/etc && cp /bin/busybox root/bin/sh && echo by-the-host >root/given && \
+         echo ann:x:1000:1001::/home/ann: >root/etc/passwd",
+    )?
+    .code(0)?;
     let output = run(
         room,
         "--root root",
@@ -85,11 +88,15 @@ fn directory(room: &mut Room<'_>) -> Verdict {
         ("home", "/root"),
         ("given", "by-the-host"),
         ("now", "x"),
-        ("all", "/bin /dev /given /proc /run /sys /tmp"),
+        ("all", "/bin /dev /etc /given /proc /run /sys /tmp"),
     ] {
         expect(&output, key, wanted)?;
     }
-    room.shell("cat root/given; ls root")?.says("by-the-host\nbin\ngiven\n").map(drop)
+    room.shell("cat root/given; ls root")?.says("by-the-host\nbin\netc\ngiven\n")?;
+    run(room, "--root root --user ann", "sh -c 'echo home=$HOME'")?
+        .code(0)?
+        .says("home=/home/ann\n")
+        .map(drop)
 }
 
 /// The file system on an image, which stays as it is.
@@ -104,7 +111,21 @@ fn image(room: &mut Room<'_>) -> Verdict {
     output.code(0)?;
     expect(&output, "given", "by-the-host")?;
     expect(&output, "now", "x")?;
-    room.shell("sha256sum --quiet -c sum")?.code(0).map(drop)
+    room.shell("sha256sum --quiet -c sum")?.code(0)?;
+    // The kernel knows what this is, and finds its first group of blocks nowhere.
+    room.shell(
+        "truncate -s 0 bad.img && truncate -s 32M bad.img && mkfs.ext4 -q -b 4096 bad.img && \
+         dd if=/dev/zero of=bad.img bs=64 seek=64 count=1 conv=notrunc status=none && truncate -s 1M none.img",
+    )?
+    .code(0)?;
+    let told = "error: set up the guest: mount /dev/vda at /.root: ";
+    run(room, "--root bad.img", "true")?
+        .code(125)?
+        .complains(&format!("{told}as ext4: Structure needs cleaning"))?;
+    run(room, "--root none.img", "true")?
+        .code(125)?
+        .complains(&format!("{told}it has no file system that this kernel knows\n"))
+        .map(drop)
 }
 
 /// Read-only, copied on write, and written through.
