@@ -17,7 +17,7 @@ mod ends;
 mod identity;
 pub(crate) mod images;
 mod memory;
-mod network;
+pub(crate) mod network;
 mod pci;
 pub(crate) mod random;
 mod roots;

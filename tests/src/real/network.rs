@@ -1,10 +1,12 @@
 //! Network cards: a stock kernel's own driver and stack on the NAT and on a tap, against servers on the ground.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{expect, stock};
 use crate::ground::{Output, quote};
 use crate::harness::{Case, Room, Stop, Verdict};
+use crate::initramfs;
 use crate::kernels::{Flavour, Kernel};
 
 pub fn cases() -> Vec<Case> {
@@ -14,6 +16,14 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("real::network::tap_that_stays", |room| tap(room, Tap::Named)));
     cases.push(Case::new("real::network::tap_without_rights", refused));
     cases
+}
+
+/// What takes longer.
+pub fn soak() -> Vec<Case> {
+    vec![
+        Case::new("soak::network::hundred_mebibytes_through_the_nat", |room| bulk(room, &Bulk::NAT)),
+        Case::new("soak::network::hundred_mebibytes_through_a_tap", |room| bulk(room, &Bulk::TAP)),
+    ]
 }
 
 /// Bytes of the files that are fetched.
@@ -27,8 +37,13 @@ const ALONE: &str = "unshare -n sh -c";
 /// it would end the stream; no FIFO can be made in a shared directory of the emulated host). Then `run` with its
 /// output in `out`, with `beside` going on meanwhile.
 fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
+    serve(LARGE, address, before, run, beside, after)
+}
+
+/// The same with a large file of so many bytes.
+fn serve(large: u32, address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
     let inner = format!(
-        "ip link set lo up; mkdir -p www; head -c {LARGE} /dev/urandom >www/data; head -c {SMALL} /dev/urandom >www/small
+        "ip link set lo up; mkdir -p www; head -c {large} /dev/urandom >www/data; head -c {SMALL} /dev/urandom >www/small
          {before}
          busybox httpd -f -p {address}:8000 -h www & h=$!
          busybox httpd -f -p [::1]:8000 -h www & g=$!
@@ -47,11 +62,13 @@ fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> 
 
 fn mayfly(room: &Room<'_>, kernel: &Kernel, initrd: &Path, arguments: &str) -> String {
     format!(
-        "{} run {} --kernel {} --initrd {} --timeout 100s {arguments}",
+        "{} run {} --kernel {} --initrd {} --timeout {}s {arguments}",
         room.mayfly.display(),
         room.ground.options(),
         kernel.bzimage().display(),
-        initrd.display()
+        initrd.display(),
+        // The servers need some of it, before and after.
+        room.limit.as_secs().saturating_sub(20),
     )
 }
 
@@ -130,6 +147,61 @@ fn tap(room: &mut Room<'_>, which: Tap) -> Verdict {
         Tap::Own => expect(&output, "left", "0"),
         Tap::Named => expect(&output, "left", "1").and_then(|()| expect(&output, "queues", "2")),
     }
+}
+
+/// A way to move a lot.
+struct Bulk {
+    /// How the guest's card comes up, and where it then finds the ground.
+    up: &'static str,
+    to: &'static str,
+    /// Where servers listen, and what the card is.
+    at: &'static str,
+    before: &'static str,
+    net: &'static str,
+}
+
+impl Bulk {
+    const NAT: Bulk = Bulk {
+        up: "$B udhcpc -q -n -i eth0 -s /bin/lease >/dev/null 2>&1",
+        to: "10.0.2.2",
+        at: "127.0.0.1",
+        before: "",
+        net: "user,loopback=on",
+    };
+    const TAP: Bulk = Bulk {
+        up: "$B ip addr add 192.168.77.2/24 dev eth0",
+        to: "192.168.77.1",
+        at: "0.0.0.0",
+        before: "ip tuntap add tap7 mode tap; ip addr add 192.168.77.1/24 dev tap7; ip link set tap7 up",
+        net: "tap=tap7",
+    };
+}
+
+/// 100 MiB into the guest; 200 connections at the same time; 100 MiB in and out again at the same time. What the guest
+/// has counted and sent back is what the ground has.
+fn bulk(room: &mut Room<'_>, way: &Bulk) -> Verdict {
+    room.limit = Duration::from_secs(400);
+    let (kernel, initrd) = stock(Flavour::Cloud)?;
+    let Bulk { up, to, at, before, net } = way;
+    let more = room.dir.join("more.cpio");
+    let words = format!(
+        "$B mkdir -p /etc /got; $B ip link set lo up; $B ip link set eth0 up; {up}; H=http://{to}:8000
+         until $B wget -q -O /dev/null $H/small; do $B usleep 200000; done
+         echo down=$($B wget -q -O - $H/data | $B sha256sum | $B cut -c1-64)
+         n=0; while [ $n -lt 200 ]; do n=$((n+1)); $B wget -q -O - $H/small | $B sha256sum >/got/$n & done; wait
+         echo kinds=$($B cat /got/* | $B sort -u | $B wc -l); echo many=$($B cat /got/* | $B sort -u | $B cut -c1-64)
+         $B wget -q -O - $H/data | $B nc {to} 8001 && echo up=sent"
+    );
+    initramfs::write_more(&kernel, &more, "bulk", &words, &[], &[])?;
+    let options = "--initrd more.cpio --memory 512M --cmdline 'quiet test.do=bulk'";
+    let run = mayfly(room, &kernel, &initrd, &format!("--net {net} {options}"));
+    let output = room.shell(&serve(100 << 20, at, &format!("{}\n{before}", driver()?), &run, "true", ""))?;
+    output.code(0)?;
+    same(&output, "down", "data")?;
+    expect(&output, "kinds", "1")?;
+    same(&output, "many", "small")?;
+    expect(&output, "up", "sent")?;
+    same(&output, "sent", "data")
 }
 
 /// Who may not make a tap is told what to do instead.
