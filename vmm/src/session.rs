@@ -296,7 +296,8 @@ fn exec(command: &Command) -> Exec {
         argv: command.argv.iter().map(bytes).collect(),
         env: command.env.iter().map(pair).collect(),
         directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
-        user: bytes(&command.user),
+        // Named, so that there is a home.
+        user: if command.user.is_empty() { b"0".to_vec() } else { bytes(&command.user) },
         terminal: command.terminal.then(keys::size),
     }
 }

@@ -58,14 +58,11 @@ fn spawn(exec: &Exec, directory: &OsStr, user: Option<User>, trampoline: &[OsStr
     };
     command.args(words).env_clear().current_dir(directory);
     command.envs(exec.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
-    if !exec.env.iter().any(|(name, _)| name == b"HOME") {
-        // Without a user it is the one that this process is.
-        let us = rustix::process::geteuid().as_raw().to_string();
-        let known = user.clone().or_else(|| user::find(&us));
-        command.env("HOME", known.map_or_else(|| "/".to_owned(), User::into_home));
-    }
     if let Some(user) = user {
         command.uid(user.id).gid(user.group);
+        if !exec.env.iter().any(|(name, _)| name == b"HOME") {
+            command.env("HOME", user.into_home());
+        }
     }
     match exec.terminal {
         Some(size) => spawn_on_terminal(command, size),

@@ -38,7 +38,7 @@ pub struct Size {
 pub struct Exec {
     /// The program and its arguments; the program is searched for in the `PATH` of `env`.
     pub argv: Vec<Vec<u8>>,
-    /// The whole environment.
+    /// The whole environment; with a user, `HOME` is added if it is missing.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// The directory to start in.
     pub directory: Vec<u8>,

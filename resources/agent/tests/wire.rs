@@ -80,8 +80,9 @@ fn a_home_is_the_users_unless_the_host_says_one() {
     let users = std::fs::read_to_string("/etc/passwd").unwrap();
     let entry = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|entry| entry[2] == us);
     let home = entry.map_or("/", |entry| entry[5]);
-    assert_eq!(run(&client(), exec(&script), b"").1, format!("{home}\n").as_bytes());
-    let mut said = exec(&script);
+    assert_eq!(run(&client(), exec(&script), b"").1, b"\n", "nothing is added where nobody is named");
+    let mut said = Exec { user: us.into_bytes(), ..exec(&script) };
+    assert_eq!(run(&client(), said.clone(), b"").1, format!("{home}\n").as_bytes());
     said.env.push((b"HOME".to_vec(), b"/elsewhere".to_vec()));
     assert_eq!(run(&client(), said, b"").1, b"/elsewhere\n");
 }
