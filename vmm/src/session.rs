@@ -20,7 +20,7 @@ use crate::health::Health;
 use crate::host::LinuxHost;
 use crate::outcome::code;
 use crate::plan::{Command, PORT};
-use crate::quote;
+use crate::{quote, terminal};
 
 /// How long a guest whose command has ended may take to power off.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -233,7 +233,7 @@ impl Session {
             let _ = client.set_clock(now);
         }
         // Only now: until here, `Ctrl-c` ends the run.
-        let raw = if ended.command.terminal { keys::take() } else { Ok(None) };
+        let raw = if ended.command.terminal { terminal::enter_both_ways() } else { Ok(None) };
         let taken = raw.and_then(|raw| {
             if raw.is_some() {
                 self.streams.stdin = Some(keys::filter(quit)?);
@@ -298,7 +298,7 @@ fn exec(command: &Command) -> Exec {
         directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
         // Named, so that there is a home.
         user: if command.user.is_empty() { b"0".to_vec() } else { bytes(&command.user) },
-        terminal: command.terminal.then(keys::size),
+        terminal: command.terminal.then(terminal::size),
     }
 }
 

@@ -1,17 +1,20 @@
 //! The operator's terminal: raw while a guest has it, and as it was before in every case but `kill -9`.
 //!
 //! [`restore`] works at any moment and any number of times; it is called when [`Raw`] goes out of scope, by every
-//! panic, and by every signal that ends the process. Output processing stays on: a line feed of ours still returns the carriage.
+//! panic, and by every signal that ends the process. Output processing stays on, so that a line feed of ours still returns the
+//! carriage, but for [`enter_both_ways`].
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use agent::wire::Size;
 use base::sys::death;
+use base::{Doing, Result, Why};
 use rustix::process::getpgrp;
 use rustix::stdio::stdin;
-use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
 /// The modes before the first [`enter`].
 static BEFORE: OnceLock<Termios> = OnceLock::new();
@@ -46,6 +49,33 @@ pub fn enter() -> io::Result<Option<Raw>> {
     let raw = Raw(());
     tcsetattr(stdin(), OptionalActions::Now, &raw_modes(before))?;
     Ok(Some(raw))
+}
+
+/// Makes the terminal raw in both directions, for a command with a terminal of its own, which does its part for output, too.
+/// `None` if standard input is no terminal, or none of ours now.
+///
+/// # Errors
+/// The host refuses.
+pub fn enter_both_ways() -> Result<Option<Raw>> {
+    if !stdin().is_terminal() {
+        return Ok(None);
+    }
+    let switching = || "switch the terminal to raw mode";
+    let raw = enter().doing(Why::Host, switching)?;
+    if raw.is_some() {
+        let mut modes = tcgetattr(stdin()).doing(Why::Host, switching)?;
+        modes.output_modes.remove(OutputModes::OPOST);
+        tcsetattr(stdin(), OptionalActions::Now, &modes).doing(Why::Host, switching)?;
+    }
+    Ok(raw)
+}
+
+/// The size of the terminal at standard output; the usual one where there is none.
+pub fn size() -> Size {
+    match tcgetwinsize(io::stdout()) {
+        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Size { rows: size.ws_row, columns: size.ws_col },
+        _ => Size { rows: 24, columns: 80 },
+    }
 }
 
 /// Puts the terminal back as it was, if it is raw. Takes no lock and no memory: a signal handler may call it.

@@ -8,12 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent::client::{Process, Remote};
-use agent::wire::{Outcome, Size};
+use agent::wire::Outcome;
 use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Signal;
-use rustix::termios::{OptionalActions, OutputModes, tcgetattr, tcgetwinsize, tcsetattr};
 
 use super::{Command, Host, Options};
 use crate::outcome::code;
@@ -75,7 +74,7 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
     };
     let command = local(argv)?;
     // A terminal in raw mode leaves the line discipline to the other side.
-    let raw = if command.terminal.is_some() { raw()? } else { None };
+    let raw = if command.terminal.is_some() { terminal::enter_both_ways()? } else { None };
     let process = host.start(command)?;
     {
         let mut remote = remote.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,29 +151,9 @@ fn local(argv: &[OsString]) -> Result<Command> {
         stdin: Some(copy(&io::stdin())?),
         stdout: Some(copy(&io::stdout())?),
         stderr: Some(copy(&io::stderr())?),
-        terminal: both.then(size),
+        terminal: both.then(terminal::size),
         ..Command::here(argv.iter().cloned())?
     })
-}
-
-/// The size of the terminal.
-fn size() -> Size {
-    match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Size { rows: size.ws_row, columns: size.ws_col },
-        _ => Size { rows: 24, columns: 80 },
-    }
-}
-
-/// Makes the terminal raw in both directions: the terminal of the command has done its part for output, too.
-fn raw() -> Result<Option<terminal::Raw>> {
-    let switching = || "switch the terminal to raw mode";
-    let raw = terminal::enter().doing(Why::Host, switching)?;
-    if raw.is_some() {
-        let mut modes = tcgetattr(io::stdin()).doing(Why::Host, switching)?;
-        modes.output_modes.remove(OutputModes::OPOST);
-        tcsetattr(io::stdin(), OptionalActions::Now, &modes).doing(Why::Host, switching)?;
-    }
-    Ok(raw)
 }
 
 /// Waits for the command's end; `None` when the time is up first.
@@ -201,7 +180,7 @@ fn forward(signals: &impl AsFd, remote: &Mutex<Option<Remote>>, tell: &Sender<Ne
         while let Some(number) = signals::next(signals) {
             // A command that has ended meanwhile needs no signal.
             match &*remote.lock().unwrap_or_else(PoisonError::into_inner) {
-                Some(remote) if number == Signal::WINCH.as_raw() => drop(remote.resize(size())),
+                Some(remote) if number == Signal::WINCH.as_raw() => drop(remote.resize(terminal::size())),
                 Some(remote) => drop(remote.signal(number_of(number))),
                 None if number == Signal::WINCH.as_raw() => {}
                 None => drop(tell.send(News::Signal(number))),

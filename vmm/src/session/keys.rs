@@ -1,7 +1,7 @@
 //! The operator's keyboard as that of the command: the terminal is raw, each key goes to the guest, but for `Ctrl-a x`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use agent::wire::Size;
@@ -11,17 +11,8 @@ use devices::escape::{CTRL_A, Escape, HELP, Key};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Signal;
-use rustix::termios::{OptionalActions, OutputModes, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::terminal;
-
-/// The size of the operator's terminal; the usual one where there is none.
-pub fn size() -> Size {
-    match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Size { rows: size.ws_row, columns: size.ws_col },
-        _ => Size { rows: 24, columns: 80 },
-    }
-}
 
 /// Readable after each change of the terminal's size. To be made before any thread starts that is to leave it alone.
 pub fn changes() -> Result<OwnedFd> {
@@ -32,23 +23,7 @@ pub fn changes() -> Result<OwnedFd> {
 pub fn await_change(changes: &OwnedFd) -> Option<Size> {
     rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(changes, PollFlags::IN)], None)).ok()?;
     while signals::next(changes).is_some() {}
-    Some(size())
-}
-
-/// Makes the terminal raw in both directions, since that of the command does its part for output, too; `None` if standard
-/// input is none of ours. It is as it was when the value goes.
-pub fn take() -> Result<Option<terminal::Raw>> {
-    if !io::stdin().is_terminal() {
-        return Ok(None);
-    }
-    let switching = || "switch the terminal to raw mode";
-    let raw = terminal::enter().doing(Why::Host, switching)?;
-    if raw.is_some() {
-        let mut modes = tcgetattr(io::stdin()).doing(Why::Host, switching)?;
-        modes.output_modes.remove(OutputModes::OPOST);
-        tcsetattr(io::stdin(), OptionalActions::Now, &modes).doing(Why::Host, switching)?;
-    }
-    Ok(raw)
+    Some(terminal::size())
 }
 
 /// The keys for the command, as a pipe; a thread reads them and calls `quit` at `Ctrl-a x`.
