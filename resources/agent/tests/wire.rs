@@ -178,7 +178,8 @@ fn a_terminal_is_one() {
 fn the_key_for_a_signal_reaches_the_foreground() {
     let exec = Exec {
         terminal: Some(Size { rows: 1, columns: 1 }),
-        ..exec(&["sh", "-c", "echo r; exec sleep 1000"])
+        // Who runs the tests in the background of a script has them ignore that signal, and all that they start.
+        ..exec(&["env", "--default-signal=INT", "sh", "-c", "echo r; exec sleep 1000"])
     };
     let client = client();
     let ((mut read, out), (stdin, feed)) = (pipe(), pipe());
