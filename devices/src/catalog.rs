@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +82,19 @@ pub enum Access {
     Through,
 }
 
+/// A network interface as a guest with a command is to find it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its Ethernet address; `None` if that is known only when it is built.
+    pub mac: Option<[u8; 6]>,
+    /// Its addresses, each with the length of its network's prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// The ways to everywhere else.
+    pub gateways: Vec<IpAddr>,
+    /// Servers that know names.
+    pub servers: Vec<IpAddr>,
+}
+
 /// What a device author writes: the whole of a device, in one file.
 pub trait Kind: Send + Sync + 'static {
     /// What the user can say about it. Doc comments become help; unknown keys are refused.
@@ -127,6 +141,15 @@ pub trait Kind: Send + Sync + 'static {
     fn terminal(spec: &Self::Spec) -> Option<&'static str> {
         let _ = spec;
         None
+    }
+
+    /// The network interface that the device `name` is, if its addresses are known.
+    ///
+    /// # Errors
+    /// As [`Kind::check`].
+    fn interface(spec: &Self::Spec, name: &str) -> Result<Option<Interface>> {
+        let _ = (spec, name);
+        Ok(None)
     }
 
     /// Settings with which it serves a purpose of mayfly's own, if it can.
@@ -261,6 +284,11 @@ pub trait Entry: Sync {
     fn claim(&self, spec: &Value, name: &str, host: &dyn Host) -> Result<Vec<File>>;
     /// See [`Kind::terminal`]; `None` also for a spec that is none.
     fn terminal(&self, spec: &Value) -> Option<&'static str>;
+    /// See [`Kind::interface`].
+    ///
+    /// # Errors
+    /// As [`Kind::check`].
+    fn interface(&self, spec: &Value, name: &str) -> Result<Option<Interface>>;
     /// See [`Kind::DRIVERS`].
     fn drivers(&self) -> &'static [Driver];
     /// See [`Kind::serve`].
@@ -333,6 +361,9 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn terminal(&self, spec: &Value) -> Option<&'static str> {
         K::terminal(&Self::typed(spec).ok()?)
+    }
+    fn interface(&self, spec: &Value, name: &str) -> Result<Option<Interface>> {
+        K::interface(&Self::typed(spec)?, name)
     }
     fn drivers(&self) -> &'static [Driver] {
         K::DRIVERS

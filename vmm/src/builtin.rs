@@ -1,5 +1,6 @@
 //! What mayfly brings along for guests: the agent, and an initial RAM disk with it.
 
+use agent::orders::Orders;
 use base::Result;
 use boot::cpio::Archive;
 use boot::kernel::Kernel;
@@ -22,7 +23,8 @@ pub fn initrd(plan: &Plan, kernel: &Kernel, transport: Transport) -> Result<Vec<
     vital.into_iter().try_for_each(|name| supply.need(name, &mut modules))?;
     wished.into_iter().for_each(|name| supply.wish(name, &mut modules));
     let named = |module: Module| (format!("{}.ko", module.name), module.content);
-    let orders = plan.command.as_ref().map(|command| command.orders().encode());
+    let interfaces = plan.interfaces()?;
+    let orders = plan.command.as_ref().map(|command| Orders { interfaces, ..command.orders() }.encode());
     pack(&modules.into_iter().map(named).collect::<Vec<_>>(), orders.as_deref())
 }
 

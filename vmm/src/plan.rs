@@ -9,6 +9,7 @@ mod command;
 mod devices;
 mod identity;
 mod metrics;
+mod network;
 mod units;
 
 use std::path::{Path, PathBuf};

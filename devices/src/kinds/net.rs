@@ -2,6 +2,7 @@
 
 mod control;
 mod device;
+mod inside;
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -17,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::amount::Amount;
-use crate::catalog::{Body, Driver, Kind, Kit, Presence};
+use crate::catalog::{Body, Driver, Interface, Kind, Kit, Presence};
 use crate::net::Link;
 use crate::net::passt::PasstLink;
 use crate::net::tap::TapLink;
@@ -73,9 +74,16 @@ pub struct Spec {
     #[serde(default)]
     pub allow: Vec<String>,
     /// Mode user: the name server that answers the guest's questions, ADDRESS[:PORT] (default: the first that works of
-    /// those in /etc/resolv.conf).
+    /// those in /etc/resolv.conf). Other modes: the one that a guest with a command is told.
     #[serde(default)]
     pub dns: Option<String>,
+    /// Mode tap or passt: the address of a guest with a command, ADDRESS/PREFIX; may be repeated (default: the guest sets
+    /// the card up itself).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub guest: Vec<String>,
+    /// Mode tap or passt: where a guest with a command sends what is for elsewhere; may be repeated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateway: Vec<String>,
     /// Mode user: on: the gateway (10.0.2.2) leads to the loopback address of this machine.
     #[serde(default)]
     pub loopback: bool,
@@ -121,7 +129,15 @@ impl Kind for This {
         let mode = mode(spec, name)?;
         check(spec, mode, name)?;
         spec.mac.as_ref().map(|text| address(text, name)).transpose()?;
+        inside::interface(spec, name)?;
+        if mode != Mode::User {
+            return Ok(());
+        }
         settings(spec, Mac::default(), name).map(drop)
+    }
+
+    fn interface(spec: &Spec, name: &str) -> Result<Option<Interface>> {
+        inside::interface(spec, name)
     }
 
     fn claim(spec: &Spec, name: &str, host: &dyn Host) -> Result<Vec<File>> {
@@ -212,13 +228,16 @@ fn check(spec: &Spec, mode: Mode, name: &str) -> Result<()> {
     let user_only = [
         ("publish", !spec.publish.is_empty()),
         ("allow", !spec.allow.is_empty()),
-        ("dns", spec.dns.is_some()),
         ("loopback", spec.loopback),
         ("pcap", spec.pcap.is_some()),
     ];
     if let Some((key, _)) = user_only.iter().find(|(_, given)| *given && mode != Mode::User) {
         let hint = "use mode user, or set it up where the other end of the card is";
         return Err(wrong(name, key, "only mode user knows it", hint));
+    }
+    let others_only = [("guest", !spec.guest.is_empty()), ("gateway", !spec.gateway.is_empty())];
+    if let Some((key, _)) = others_only.iter().find(|(_, given)| *given && mode == Mode::User) {
+        return Err(wrong(name, key, "mode user has addresses of its own", "leave it out, or use a tap"));
     }
     if let Some(tap) = spec.tap.as_ref().filter(|tap| !is_tap_name(tap)) {
         return Err(wrong(

@@ -13,7 +13,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::mounts::mount_at;
-use crate::root;
+use crate::{network, root};
 
 /// Name of the virtio console port that is the wire.
 const PORT: &str = "mayfly.wire";
@@ -26,7 +26,7 @@ pub fn run() -> io::Result<()> {
     mount_at("9p", "root", Path::new("/root"), "trans=virtio,version=9p2000.L,msize=512000,cache=loose")?;
     root::enter("/root")?;
     root::furnish();
-    root::raise_loopback()?;
+    network::build(&[])?;
     let _idle = idle_vm().map_err(|error| eprintln!("keep a VM open: {error}"));
     let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
     Server::new(port, Options { trampoline, init: true, sync: true, fresh: true, messages: false })?

@@ -9,6 +9,7 @@ mod checks;
 mod host;
 mod init;
 mod mounts;
+mod network;
 mod root;
 mod session;
 

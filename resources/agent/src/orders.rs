@@ -3,6 +3,8 @@
 //! They are a file, and no words of the kernel command line: those have an end at 2048 bytes and no spaces, and paths
 //! have both.
 
+use std::net::IpAddr;
+
 use crate::wire::{Body, Malformed, put_number, put_string};
 
 /// Where the file is.
@@ -39,6 +41,21 @@ pub struct Orders {
     pub root: Option<Volume>,
     /// What else is to be mounted beneath the root, in this order.
     pub volumes: Vec<Volume>,
+    /// Network interfaces that are set up before the first program.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A network interface to be set up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    /// Its Ethernet address; without one it is the first card whose address is in no other order.
+    pub mac: Option<[u8; 6]>,
+    /// Its addresses, each with the length of its network's prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// The ways to everywhere else.
+    pub gateways: Vec<IpAddr>,
+    /// Servers that know names.
+    pub servers: Vec<IpAddr>,
 }
 
 /// A file system to be mounted.
@@ -82,6 +99,8 @@ impl Orders {
         for volume in self.root.iter().chain(&self.volumes) {
             volume.encode(&mut out);
         }
+        put_number(&mut out, self.interfaces.len());
+        self.interfaces.iter().for_each(|interface| interface.encode(&mut out));
         out
     }
 
@@ -96,8 +115,49 @@ impl Orders {
         let count = body.word()?;
         let root = has_root.then(|| Volume::decode(&mut body)).transpose()?;
         let volumes = (0..count).map(|_| Volume::decode(&mut body)).collect::<Result<_, _>>()?;
-        Ok(Orders { port, hostname, root, volumes })
+        let interfaces = body.list(Interface::decode)?;
+        Ok(Orders { port, hostname, root, volumes, interfaces })
     }
+}
+
+impl Interface {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_string(out, self.mac.as_ref().map_or(&[], |mac| mac.as_slice()));
+        put_number(out, self.addresses.len());
+        for (address, prefix) in &self.addresses {
+            put_address(out, *address);
+            out.push(*prefix);
+        }
+        for list in [&self.gateways, &self.servers] {
+            put_number(out, list.len());
+            list.iter().for_each(|address| put_address(out, *address));
+        }
+    }
+
+    fn decode(body: &mut Body<'_>) -> Result<Interface, Malformed> {
+        let mac = body.string()?;
+        let mac = (!mac.is_empty()).then(|| mac.try_into()).transpose();
+        Ok(Interface {
+            mac: mac.map_err(|_| Malformed("an Ethernet address is none"))?,
+            addresses: body.list(|body| Ok((take_address(body)?, body.byte()?)))?,
+            gateways: body.list(take_address)?,
+            servers: body.list(take_address)?,
+        })
+    }
+}
+
+fn put_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => put_string(out, &address.octets()),
+        IpAddr::V6(address) => put_string(out, &address.octets()),
+    }
+}
+
+fn take_address(body: &mut Body<'_>) -> Result<IpAddr, Malformed> {
+    let bytes = body.string()?;
+    let four = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    let address = four.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from));
+    address.map_err(|_| Malformed("an IP address is none"))
 }
 
 impl Volume {
@@ -143,6 +203,15 @@ mod tests {
             volumes: vec![
                 volume(Source::Directory(b"v1".to_vec()), "/a b\n", Writes::Through),
                 volume(Source::Disk(b"d".to_vec()), "/d", Writes::Refused),
+            ],
+            interfaces: vec![
+                Interface {
+                    mac: Some([2, 0, 0, 0, 0, 1]),
+                    addresses: vec![([10, 0, 2, 15].into(), 24), ([0xfd00, 0, 0, 0, 0, 0, 0, 1].into(), 64)],
+                    gateways: vec![[10, 0, 2, 2].into()],
+                    servers: vec![[10, 0, 2, 2].into()],
+                },
+                Interface::default(),
             ],
         };
         for orders in [all, Orders::default()] {

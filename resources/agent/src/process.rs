@@ -38,10 +38,25 @@ pub(crate) fn start(exec: &Exec, trampoline: &[OsString]) -> Result<Started, Out
         [] => None,
         text => Some(std::str::from_utf8(text).ok().and_then(user::find).ok_or(Outcome::NoUser)?),
     };
-    spawn(exec, directory, user, trampoline).map_err(|error| Outcome::NoProgram(errno(&error)))
+    let started = match user {
+        None => spawn(exec, directory, None, trampoline),
+        Some(user) if user.is_here() => spawn(exec, directory, Some(&user), trampoline),
+        // In Linux who one is is a matter of the thread. So pipes and terminal are the user's, too.
+        Some(user) => std::thread::scope(|scope| {
+            let work = || user.take_on().and_then(|()| spawn(exec, directory, Some(&user), trampoline));
+            let done = std::thread::Builder::new().spawn_scoped(scope, work)?.join();
+            done.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+        }),
+    };
+    started.map_err(|error| Outcome::NoProgram(errno(&error)))
 }
 
-fn spawn(exec: &Exec, directory: &OsStr, user: Option<User>, trampoline: &[OsString]) -> io::Result<Started> {
+fn spawn(
+    exec: &Exec,
+    directory: &OsStr,
+    user: Option<&User>,
+    trampoline: &[OsString],
+) -> io::Result<Started> {
     let mut words = exec.argv.iter().map(|word| OsStr::from_bytes(word));
     let mut command = match trampoline.split_first().filter(|_| exec.terminal.is_some()) {
         Some((program, first)) => {
@@ -58,11 +73,8 @@ fn spawn(exec: &Exec, directory: &OsStr, user: Option<User>, trampoline: &[OsStr
     };
     command.args(words).env_clear().current_dir(directory);
     command.envs(exec.env.iter().map(|(name, value)| (OsStr::from_bytes(name), OsStr::from_bytes(value))));
-    if let Some(user) = user {
-        command.uid(user.id).gid(user.group);
-        if !exec.env.iter().any(|(name, _)| name == b"HOME") {
-            command.env("HOME", user.into_home());
-        }
+    if let Some(user) = user.filter(|_| !exec.env.iter().any(|(name, _)| name == b"HOME")) {
+        command.env("HOME", user.home());
     }
     match exec.terminal {
         Some(size) => spawn_on_terminal(command, size),

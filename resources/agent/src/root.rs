@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use agent::orders::{ON_DISKS, Orders, Source, Volume, Writes};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_move};
-use rustix::net::{AddressFamily, SendFlags, SocketType, netlink::SocketAddrNetlink};
 
 use crate::mounts::{mount_any, mount_at, mount_with};
+use crate::network;
 
 /// The place of the new root until it is entered.
 const ROOT: &str = "/.root";
@@ -37,7 +37,7 @@ pub fn build(orders: &Orders) -> io::Result<()> {
         }
         place(volume, Path::new(inside), number)?;
     }
-    raise_loopback()
+    network::build(&orders.interfaces)
 }
 
 /// Mounts a volume. `number` tells its layers from those of others.
@@ -130,23 +130,4 @@ pub fn furnish() {
         let all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
         let _ = fs::set_permissions("/tmp", all);
     }
-}
-
-/// Switches the loopback interface on: one RTM_NEWLINK message (rtnetlink(7)) for interface 1, which is always it.
-pub fn raise_loopback() -> io::Result<()> {
-    const RTM_NEWLINK: u16 = 16;
-    const NLM_F_REQUEST: u16 = 1;
-    const IFF_UP: u32 = 1;
-    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-    let mut message = Vec::new();
-    message.extend(32u32.to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(NLM_F_REQUEST.to_ne_bytes());
-    // Sequence number and port of a `nlmsghdr`; family, padding and type of an `ifinfomsg`: none.
-    message.extend([0; 12]);
-    message.extend(1u32.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    message.extend(IFF_UP.to_ne_bytes());
-    rustix::net::sendto(socket, &message, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    Ok(())
 }

@@ -2,20 +2,40 @@
 
 use std::fs;
 
+use rustix::fs::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
 /// Who a program runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct User {
     pub(crate) id: u32,
     pub(crate) group: u32,
+    /// Further groups: those that list the user as a member, unless a group was asked for.
+    pub(crate) groups: Vec<u32>,
     /// The home directory, if the user is a known one.
     pub(crate) home: Option<String>,
 }
 
 impl User {
+    /// Whether the calling thread is one of this user already.
+    pub(crate) fn is_here(&self) -> bool {
+        let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        (user, group) == (self.id, self.group) && self.groups.iter().all(|one| *one == group)
+    }
+
+    /// Makes the calling thread, and no other, one of this user: what it starts is the user's.
+    pub(crate) fn take_on(&self) -> std::io::Result<()> {
+        let groups: Vec<Gid> = self.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        set_thread_groups(&groups)?;
+        let (group, user) = (Some(Gid::from_raw(self.group)), Some(Uid::from_raw(self.id)));
+        set_thread_res_gid(group, group, group)?;
+        Ok(set_thread_res_uid(user, user, user)?)
+    }
+
     /// The home directory; of one whom nobody knows, root's usual place, or the top.
-    pub(crate) fn into_home(self) -> String {
+    pub(crate) fn home(&self) -> &str {
         let usual = if self.id == 0 { "/root" } else { "/" };
-        self.home.filter(|home| !home.is_empty()).unwrap_or_else(|| usual.to_owned())
+        self.home.as_deref().filter(|home| !home.is_empty()).unwrap_or(usual)
     }
 }
 
@@ -36,15 +56,26 @@ fn find_in(text: &str, passwd: &str, groups: &str) -> Option<User> {
     let entry = known.into_iter().find(|entry| entry.first() == Some(&user) || entry.get(2) == Some(&user));
     let number = |at: usize| entry.as_ref()?.get(at)?.parse().ok();
     let id = user.parse().ok().or_else(|| number(2))?;
-    let group = match group {
-        None => number(3).unwrap_or(0),
-        Some(group) => group.parse().ok().or_else(|| {
-            // group(5): name, password, number, members.
-            let line = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
-            line.into_iter().find(|entry| entry.first() == Some(&group))?.get(2)?.parse().ok()
-        })?,
+    // group(5): name, password, number, members.
+    let mut lines = groups.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let (group, groups) = match group {
+        None => {
+            let group = number(3).unwrap_or(0);
+            let name = entry.as_ref().and_then(|entry| entry.first().copied());
+            let member =
+                |line: &Vec<&str>| line.get(3)?.split(',').any(|one| Some(one) == name).then_some(());
+            let others =
+                lines.filter(|line| member(line).is_some()).filter_map(|line| line.get(2)?.parse().ok());
+            (group, std::iter::once(group).chain(others.filter(|other| *other != group)).collect())
+        }
+        Some(group) => {
+            let known = || lines.find(|entry| entry.first() == Some(&group))?.get(2)?.parse().ok();
+            let group = group.parse().ok().or_else(known)?;
+            (group, vec![group])
+        }
     };
-    Some(User { id, group, home: entry.and_then(|entry| entry.get(5).map(|home| (*home).to_owned())) })
+    let home = entry.and_then(|entry| entry.get(5).map(|home| (*home).to_owned()));
+    Some(User { id, group, groups, home })
 }
 
 #[cfg(test)]
@@ -52,7 +83,7 @@ mod tests {
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/bash\nbroken\n";
-    const GROUPS: &str = "root:x:0:\nkvm:x:106:ann\n";
+    const GROUPS: &str = "root:x:0:\nkvm:x:106:bob,ann\nsudo:x:27:ann\nown:x:1001:ann\nbad:x:no:ann\nshort\n";
 
     #[test]
     fn everybody_has_a_home() {
@@ -67,22 +98,24 @@ mod tests {
             ("4242", passwd, "/"),
             ("0", "", "/root"),
         ] {
-            assert_eq!(find_in(text, passwd, "").unwrap().into_home(), home, "{text}");
+            assert_eq!(find_in(text, passwd, "").unwrap().home(), home, "{text}");
         }
     }
 
     #[test]
     fn users_are_names_or_numbers() {
         for (text, id, group, home) in [
-            ("ann", 1000, 1001, Some("/home/ann")),
-            ("1000", 1000, 1001, Some("/home/ann")),
-            ("ann:kvm", 1000, 106, Some("/home/ann")),
-            ("ann:7", 1000, 7, Some("/home/ann")),
-            ("4242", 4242, 0, None),
-            ("4242:root", 4242, 0, None),
+            ("ann", 1000, [1001, 106, 27].as_slice(), Some("/home/ann")),
+            ("1000", 1000, &[1001, 106, 27], Some("/home/ann")),
+            ("ann:kvm", 1000, &[106], Some("/home/ann")),
+            ("ann:7", 1000, &[7], Some("/home/ann")),
+            ("root", 0, &[0], Some("/root")),
+            ("4242", 4242, &[0], None),
+            ("4242:root", 4242, &[0], None),
         ] {
             let home = home.map(str::to_owned);
-            assert_eq!(find_in(text, PASSWD, GROUPS), Some(User { id, group, home }), "{text}");
+            let user = User { id, group: group[0], groups: group.to_vec(), home };
+            assert_eq!(find_in(text, PASSWD, GROUPS), Some(user), "{text}");
         }
         for text in ["", "nobody", "ann:nogroup", ":kvm", "-1"] {
             assert_eq!(find_in(text, PASSWD, GROUPS), None, "{text}");

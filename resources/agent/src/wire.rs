@@ -396,7 +396,10 @@ impl<'a> Body<'a> {
         }
     }
 
-    fn list<T>(&mut self, read: impl Fn(&mut Self) -> Result<T, Malformed>) -> Result<Vec<T>, Malformed> {
+    pub(crate) fn list<T>(
+        &mut self,
+        read: impl Fn(&mut Self) -> Result<T, Malformed>,
+    ) -> Result<Vec<T>, Malformed> {
         let count = self.word()?;
         // Grown as items are found: the count alone reserves nothing, and each item takes four bytes or more.
         let mut list = Vec::new();

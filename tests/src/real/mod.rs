@@ -16,6 +16,7 @@ pub(crate) mod drivers;
 mod ends;
 mod identity;
 pub(crate) mod images;
+mod inside;
 mod memory;
 pub(crate) mod network;
 mod pci;
@@ -42,6 +43,7 @@ pub fn cases() -> Vec<Case> {
         consoles::cases(),
         memory::cases(),
         identity::cases(),
+        inside::cases(),
     ]
     .into_iter()
     .flatten()

@@ -186,7 +186,7 @@ impl Command {
             volume(Source::Directory(tag(number).into_bytes()), &of.guest, writes)
         });
         let hostname = self.hostname.clone().into_bytes();
-        Orders { port: PORT, hostname, root, volumes: volumes.collect() }
+        Orders { port: PORT, hostname, root, volumes: volumes.collect(), ..Orders::default() }
     }
 
     /// Modules without which there is no root.
@@ -266,8 +266,10 @@ impl Plan {
             let all = self.devices.iter().flat_map(drivers).copied();
             return (Vec::new(), [transport].into_iter().chain(all).collect());
         };
-        let (ours, others): (Vec<_>, Vec<_>) =
-            self.devices.iter().partition(|device| is_tag(&device.name) || carries_calls(device));
+        let (ours, others): (Vec<_>, Vec<_>) = self
+            .devices
+            .iter()
+            .partition(|device| is_tag(&device.name) || carries_calls(device) || device.is_ordered());
         let vital = ours.into_iter().flat_map(drivers).chain(command.vital()).copied();
         let wished = others.into_iter().flat_map(drivers).copied().chain(command.wished());
         ([transport].into_iter().chain(vital).collect(), wished.collect())

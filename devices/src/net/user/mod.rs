@@ -44,6 +44,7 @@ use crate::catalog::Kit;
 use crate::virtio::{Chain, Io, Meters};
 use dhcp::Lease;
 use fragment::Assemblies;
+pub use neighbour::{GATEWAY4, GUEST4, GUEST6, ROUTER6};
 use packet::Mac;
 pub use policy::Policy;
 use publish::Port;

@@ -18,6 +18,8 @@ pub const GUEST4: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 pub const NET6: [u16; 4] = [0xfd6d, 0x6179, 0x666c, 0x7900];
 /// The gateway in it.
 pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0x6179, 0x666c, 0x7900, 0, 0, 0, 2);
+/// An address in it that the guest may be given.
+pub const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd6d, 0x6179, 0x666c, 0x7900, 0, 0, 0, 15);
 /// The gateway on the wire.
 pub const ROUTER6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 
