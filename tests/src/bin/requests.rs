@@ -2,9 +2,9 @@
 //!
 //!     requests DISK...        in the guest
 //!
-//! It says `begin`, sleeps for a moment, works, says `end`, and then what it did, so that somebody on the host can look at
-//! counters in between. Each disk is at least as large as [`SPAN`]. Work named `none` is all of that and no request: what
-//! it costs is to be taken off.
+//! It says `begin`, sleeps for a moment, works, says `end`, sleeps, and then says what it did, so that somebody on the host
+//! can look at counters in between. Each disk is at least as large as [`SPAN`]. Work named `none` is all of that and no
+//! request: what it costs is to be taken off.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -83,6 +83,7 @@ fn try_all(path: &str) -> io::Result<()> {
         run()?;
         let took = start.elapsed().as_nanos();
         println!("end");
+        sleep(PAUSE);
         let name = path.rsplit('/').next().unwrap_or(path);
         let count = work.count;
         println!("row {name} {} {count} {took} {}", work.name, self::interrupts()? - interrupts);
