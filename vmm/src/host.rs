@@ -2,6 +2,7 @@
 
 pub mod elsewhere;
 mod network;
+pub mod program;
 pub mod share;
 
 use std::collections::HashMap;

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod health;
 pub mod host;
 pub mod hv;
+pub mod kernels;
 pub mod lab;
 pub mod log;
 pub mod machine;

@@ -422,6 +422,10 @@ fn describe(head: &[u8]) -> &'static str {
         () if at(0, b"\xfd7zXZ\0") => "it is an xz compressed file, not a kernel image",
         () if at(0, &[0x28, 0xb5, 0x2f, 0xfd]) => "it is a zstd compressed file, not a kernel image",
         () if at(0, b"BZh") => "it is a bzip2 compressed file, not a kernel image",
+        () if at(0, b"!<arch>\ndebian-binary") => {
+            "it is a Debian package, whose name has to end with .deb here"
+        }
+        () if at(0, &[0xed, 0xab, 0xee, 0xdb]) => "it is an rpm package, not a kernel image",
         () if at(0, b"070701") => "it is a cpio archive, which goes to --initrd",
         () if is_text(head) => "it is a text file, not a kernel image",
         () => "it is neither a bzImage nor an ELF file",

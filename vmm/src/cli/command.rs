@@ -35,7 +35,7 @@ impl Detail {
 }
 
 /// All commands, in the order of their help.
-const COMMANDS: [&str; 7] = ["run", "inspect", "doctor", "lab", "completions", "man", "schema"];
+const COMMANDS: [&str; 8] = ["run", "inspect", "kernel", "doctor", "lab", "completions", "man", "schema"];
 
 /// The command that was typed, if it is one.
 pub fn typed(words: &[OsString]) -> Option<&'static str> {
@@ -92,6 +92,9 @@ pub fn command(detail: Detail) -> Command {
             Command::new("inspect").about("Say what a kernel image is and what it lacks").defer(inspect),
         )
         .subcommand(
+            Command::new("kernel").about("Fetch, list and remove kernels").defer(super::kernels::commands),
+        )
+        .subcommand(
             Command::new("doctor")
                 .about("Check this host, with the command that mends each fault")
                 .defer(|doctor| doctor.arg(json_switch("Print one JSON object"))),
@@ -123,7 +126,7 @@ fn path(name: &'static str, value: &'static str) -> Arg {
         .value_parser(value_parser!(PathBuf))
 }
 
-fn json_switch(help: &'static str) -> Arg {
+pub(super) fn json_switch(help: &'static str) -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help(help)
 }
 
@@ -152,7 +155,7 @@ fn run_flags(run: Command, detail: Detail) -> Command {
 fn boot_flags(run: Command) -> Command {
     run.next_help_heading("Boot")
         .arg(path("kernel", "FILE").help(
-            "Kernel: bzImage, ELF vmlinux, a kernel tree that holds one, or the version of an installed one",
+            "Kernel: bzImage, ELF vmlinux, a kernel tree that holds one, a package (linux-image-*.deb), or a name of `mayfly kernel list`",
         ))
         .arg(
             path("initrd", "FILE")
@@ -349,11 +352,9 @@ fn output_flags(run: Command) -> Command {
 fn inspect(command: Command) -> Command {
     let kernel = Arg::new("kernel").required(true).value_name("KERNEL").value_hint(ValueHint::FilePath);
     command
-        .arg(
-            kernel
-                .value_parser(value_parser!(PathBuf))
-                .help("Kernel: bzImage, ELF vmlinux, or a kernel tree"),
-        )
+        .arg(kernel.value_parser(value_parser!(PathBuf)).help(
+            "Kernel: bzImage, ELF vmlinux, a kernel tree, a package, or a name of `mayfly kernel list`",
+        ))
         .arg(json_switch("Print one JSON object"))
 }
 

@@ -23,7 +23,7 @@ pub fn inspect(matches: &ArgMatches) -> u8 {
 }
 
 fn text(path: &Path, json: bool) -> Result<String> {
-    let report = boot::inspect::inspect(&Kernel::find(path)?)?;
+    let report = boot::inspect::inspect(&Kernel::find(&super::kernel::resolve(path.to_owned())?)?)?;
     if !json {
         return Ok(render(&report));
     }

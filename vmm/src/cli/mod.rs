@@ -5,6 +5,7 @@ mod doctor;
 mod guest;
 mod inspect;
 mod kernel;
+mod kernels;
 mod lab;
 mod legend;
 mod papers;
@@ -41,6 +42,7 @@ fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
         "run" => run::run(matches, scout.unwrap_or_else(Scout::send)),
         "inspect" => inspect::inspect(&matches),
         "doctor" => doctor::doctor(&matches),
+        "kernel" => kernels::kernel(&matches),
         "lab" => lab::lab(&matches),
         "completions" => papers::completions(&matches),
         "man" => papers::man(&matches),

@@ -63,7 +63,10 @@ fn attempt(matches: ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
     }
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
-    match take_over(&plan, &scout, handed(&matches, &begun)?)? {
+    let mut there = handed(&matches, &begun)?;
+    // Found here: the host there is another one, with a kernel of its own.
+    there.extend(["--kernel".into(), plan.kernel.clone().into()]);
+    match take_over(&plan, &scout, there)? {
         Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
         Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
@@ -104,7 +107,7 @@ fn handed(matches: &ArgMatches, begun: &Plan) -> Result<Vec<OsString>> {
 /// The plan that the flags ask for, on top of one.
 fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
     set(matches, "kernel", &mut plan.kernel);
-    plan.kernel = super::kernel::by_version(plan.kernel);
+    plan.kernel = super::kernel::resolve(plan.kernel)?;
     set(matches, "protocol", &mut plan.protocol);
     set(matches, "kernel-memory", &mut plan.kernel_memory);
     set(matches, "cpus", &mut plan.cpus);

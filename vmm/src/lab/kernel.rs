@@ -3,24 +3,22 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-use base::sys::children::die_with_parent;
 use base::{Doing, Fail, Result, Why};
 use boot::kernel::Kernel;
 use rustix::fs::{Access, FlockOperation, access, flock};
 use sha2::{Digest, Sha256};
 
-use super::qemu::in_path;
+use crate::kernels::cache::{ELSEWHERE, remove};
 use crate::modules::{Module, Tree, unsigned};
-use crate::{builtin, log};
+use crate::{builtin, kernels, log};
 
 /// Modules without which there is no emulated host: its devices, its root file system, and what it is for.
 const NEEDED: [&str; 5] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "kvm_amd"];
 /// Modules for what commands on it may want.
 const WISHED: [&str; 6] = ["virtio_rng", "overlay", "tun", "vhost_net", "vhost_vsock", "loop"];
 /// Debian's package for any machine, which names the current kernel.
-const PACKAGE: &str = "linux-image-amd64";
+const PACKAGE: &str = "amd64";
 
 /// A kernel and its modules, ready to boot, in a directory of the cache.
 #[derive(Debug)]
@@ -98,18 +96,6 @@ fn making(cache: &Path) -> String {
     format!("make the cache {}", cache.display())
 }
 
-fn remove(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(Fail::new(Why::Host, format!("remove {}", dir.display())).because(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What helps where the cache cannot be.
-const ELSEWHERE: &str = "set XDG_CACHE_HOME to a directory that can be written";
-
 /// Whether the cache holds a kernel, or one could be put there. Writes nothing.
 ///
 /// # Errors
@@ -150,8 +136,7 @@ pub fn check_source() -> Result<()> {
     if own || cache().is_ok_and(|cache| cached(&cache).is_some()) {
         return Ok(());
     }
-    let tools = ["apt-get", "apt-cache", "dpkg-deb"];
-    match tools.into_iter().find(|tool| in_path(tool).is_none()) {
+    match kernels::missing_tool() {
         None => Ok(()),
         Some(tool) => {
             Err(without(format!("{tool} is not installed, and this machine's own kernel will not do")))
@@ -161,13 +146,7 @@ pub fn check_source() -> Result<()> {
 
 /// The directory for what can be made again.
 fn cache() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let top = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    top.map(|top| top.join("mayfly/lab")).ok_or_else(|| {
-        Fail::new(Why::Missing, "find the cache for the emulated host")
-            .because("neither XDG_CACHE_HOME nor HOME is set")
-            .hint(ELSEWHERE)
-    })
+    kernels::cache::home().map(|home| home.join("lab"))
 }
 
 /// Ends the name of a cached kernel, so that one with other modules is not taken for it.
@@ -208,37 +187,12 @@ fn own_files() -> (Option<PathBuf>, PathBuf) {
 
 /// Fetches and prepares Debian's kernel in `dir`: the directory with it, and its release.
 fn debian(dir: &Path) -> Result<(PathBuf, String)> {
-    fs::create_dir(dir).doing(Why::Host, || format!("make {}", dir.display()))?;
-    let package = match newest() {
-        Some(package) => package,
-        None => {
-            if rustix::process::geteuid().is_root() {
-                run(Command::new("apt-get").args(["update", "-q"]))?;
-            }
-            newest().ok_or_else(|| without(format!("apt knows no package {PACKAGE}")))?
-        }
-    };
-    // A sandbox user could not write here.
-    let root = ["-o", "APT::Sandbox::User=root"];
-    run(Command::new("apt-get").args(["download", "-q"]).args(root).arg(&package).current_dir(dir))?;
-    let looking = || format!("look into {}", dir.display());
-    let mut files = fs::read_dir(dir).doing(Why::Host, looking)?.flatten().map(|entry| entry.path());
-    let file = files.find(|path| path.extension().is_some_and(|end| end == "deb"));
-    let file = file.ok_or_else(|| without(format!("apt-get left no package {package}")))?;
-    run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(dir.join("root")))?;
-    let release = package.strip_prefix("linux-image-").unwrap_or(&package).to_owned();
-    let image = dir.join(format!("root/boot/vmlinuz-{release}"));
-    let ready = dir.join("ready");
-    store(&image, &dir.join("root/lib/modules").join(&release), &ready)?;
+    let root = dir.join("root");
+    fs::create_dir_all(&root).doing(Why::Host, || format!("make {}", root.display()))?;
+    let release = kernels::fetch_into(PACKAGE, &root).map_err(|fail| without(fail.summary()))?;
+    let (image, ready) = (root.join(format!("boot/vmlinuz-{release}")), dir.join("ready"));
+    store(&image, &root.join("lib/modules").join(&release), &ready)?;
     Ok((ready, release))
-}
-
-/// The package that Debian's package for any machine depends on.
-fn newest() -> Option<String> {
-    let said = Command::new("apt-cache").args(["depends", PACKAGE]).stderr(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    let mut depends = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-    depends.find(|name| name.starts_with("linux-image-")).map(str::to_owned)
 }
 
 fn without(cause: String) -> Fail {
@@ -246,19 +200,6 @@ fn without(cause: String) -> Fail {
         "on Debian run apt-get update; elsewhere install a kernel that has {}, with its image readable in /boot",
         NEEDED.join(", ")
     ))
-}
-
-/// Runs a program to its end; what it says is told only if it fails.
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().display().to_string();
-    die_with_parent(command);
-    let output =
-        command.stdin(Stdio::null()).output().map_err(|cause| without(format!("run {name}: {cause}")))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(without(format!("{name} ended with {}: {said}", output.status)))
 }
 
 /// Puts a kernel and the modules it needs into `dir`.

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Options;
 use super::kernel::Prepared;
+use crate::host::program::in_path;
 use crate::quote;
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -65,15 +65,6 @@ pub fn find() -> Result<PathBuf> {
             .because(format!("{PROGRAM} is not installed"))
             .hint(format!("apt-get install {PACKAGES}"))
     })
-}
-
-/// The first program of that name in the `PATH`.
-pub fn in_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let runs = |file: &PathBuf| {
-        file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
-    };
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(runs)
 }
 
 /// Those of QEMU's files that are missing, by what QEMU itself says of where it looks.

@@ -8,7 +8,7 @@ mod supply;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use base::{Doing, Fail, Result, Why};
 
@@ -46,6 +46,10 @@ impl Tree {
         match fs::read_to_string(root.join("modules.order")) {
             Ok(list) => {
                 for line in list.lines() {
+                    // The list may come from a package: it leads nowhere else.
+                    if !Path::new(line).components().all(|part| matches!(part, Component::Normal(_))) {
+                        continue;
+                    }
                     // Build trees of Linux 6.1 and later list the objects.
                     let path = root.join(line).with_extension("ko");
                     if let Some(name) = path.file_name().and_then(|name| name_of(name.to_str()?)) {
@@ -139,17 +143,25 @@ pub fn unsigned(mut module: Vec<u8>) -> Vec<u8> {
     module
 }
 
+/// Most bytes of a module: the largest have a few hundred MiB of debugging symbols.
+const MODULE: u64 = 1 << 30;
+/// Most memory for a decoder, in KiB.
+const DECODER_KIB: u32 = 256 << 10;
+
 fn unpack(path: &Path) -> std::io::Result<Vec<u8>> {
     let bytes = fs::read(path)?;
-    let mut unpacked = Vec::new();
-    match path.extension().and_then(|end| end.to_str()) {
-        Some("gz") => flate2::read::MultiGzDecoder::new(bytes.as_slice()).read_to_end(&mut unpacked)?,
-        Some("xz") => lzma_rust2::XzReader::new(bytes.as_slice(), true).read_to_end(&mut unpacked)?,
-        Some("zst") => ruzstd::decoding::StreamingDecoder::new(bytes.as_slice())
-            .map_err(std::io::Error::other)?
-            .read_to_end(&mut unpacked)?,
+    let packed: Box<dyn Read> = match path.extension().and_then(|end| end.to_str()) {
+        Some("gz") => Box::new(flate2::read::MultiGzDecoder::new(bytes.as_slice())),
+        Some("xz") => Box::new(lzma_rust2::XzReader::new_mem_limit(bytes.as_slice(), true, DECODER_KIB)),
+        Some("zst") => Box::new(
+            ruzstd::decoding::StreamingDecoder::new(bytes.as_slice()).map_err(std::io::Error::other)?,
+        ),
         _ => return Ok(bytes),
     };
+    let mut unpacked = Vec::new();
+    if packed.take(MODULE).read_to_end(&mut unpacked)? as u64 == MODULE {
+        return Err(std::io::Error::other(format!("it unpacks to {} GiB or more", MODULE >> 30)));
+    }
     Ok(unpacked)
 }
 
@@ -171,6 +183,17 @@ mod tests {
                 let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 packed.write_all(content.as_bytes()).unwrap();
                 fs::write(path, packed.finish().unwrap()).unwrap();
+            } else if name.ends_with(".xz") {
+                let options = lzma_rust2::XzOptions::with_preset(0);
+                let mut packed = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+                packed.write_all(content.as_bytes()).unwrap();
+                fs::write(path, packed.finish().unwrap()).unwrap();
+            } else if name.ends_with(".zst") {
+                // A frame of one raw block, which is the last: its length in the header of the frame, and in that of the block.
+                let length = u8::try_from(content.len()).unwrap();
+                let block = u32::from(length) << 3 | 1;
+                let head = [0x28, 0xb5, 0x2f, 0xfd, 0x20, length];
+                fs::write(path, [&head, &block.to_le_bytes()[..3], content.as_bytes()].concat()).unwrap();
             } else {
                 fs::write(path, content).unwrap();
             }
@@ -196,6 +219,29 @@ mod tests {
         for absent in ["three", "gone"] {
             assert!(order(&tree, &[absent]).is_err(), "{absent}");
         }
+    }
+
+    #[test]
+    fn packed_modules_are_unpacked_and_a_list_leads_nowhere_else() {
+        let (root, files) = tree(&[
+            ("a.ko.gz", "depends=b"),
+            ("b.ko.xz", "depends=c"),
+            ("c.ko.zst", "depends=d"),
+            ("d.ko", ""),
+        ]);
+        let mut modules = Vec::new();
+        files.add("a", &mut modules).unwrap();
+        let names: Vec<_> = modules.iter().map(|module| module.name.as_str()).collect();
+        assert_eq!(names, ["d", "c", "b", "a"]);
+        assert!(modules.iter().all(|module| module.content.starts_with(b"\x7fELF")));
+        fs::write(root.path().join("kernel/c.ko.zst"), "nonsense").unwrap();
+        let told = order(&files, &["a"]).unwrap_err().summary();
+        assert!(told.starts_with("read ") && told.contains("c.ko.zst: "), "{told}");
+
+        let inner = root.path().join("kernel");
+        fs::write(inner.join("modules.order"), format!("{}/d.ko\n../kernel/d.ko\n", inner.display()))
+            .unwrap();
+        assert!(order(&Tree::open(&inner).unwrap(), &["d"]).is_err());
     }
 
     #[test]
