@@ -1,7 +1,9 @@
-//! Model-specific registers that firmware would have set (Intel SDM volume 4).
+//! Model-specific registers (Intel SDM volume 4): those that firmware would have set, and one that tells of the guest.
 
 use kvm_bindings::kvm_msr_entry;
 
+/// `IA32_LSTAR`: where system calls of 64-bit programs enter the kernel.
+pub const LSTAR: u32 = 0xc000_0082;
 /// `IA32_MISC_ENABLE`: fast strings.
 const MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1;

@@ -4,6 +4,7 @@ pub mod accel;
 pub mod builtin;
 pub mod cli;
 pub mod doctor;
+pub mod hang;
 pub mod health;
 pub mod host;
 pub mod hv;

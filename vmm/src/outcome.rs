@@ -11,6 +11,7 @@ use base::{Fail, Why};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::hang::Hang;
 use crate::health::Finding;
 use crate::hv::Kind;
 use crate::plan::{Accel, Period, Plan};
@@ -77,6 +78,8 @@ pub enum End {
     },
     /// The time was up.
     TimedOut(Period),
+    /// The time to user space was up.
+    BootTimedOut(Period),
     /// The operator ended it.
     Quit,
     /// A signal ended it.
@@ -109,6 +112,16 @@ impl End {
         }
     }
 
+    /// Whether it helps to know where the guest stood. `Ctrl-c` and a terminal that goes away are no questions about it; what
+    /// ends a job from outside (SIGTERM) may be, and `Ctrl-\` is one.
+    pub fn is_worth_a_look(&self) -> bool {
+        match self {
+            End::TimedOut(_) | End::BootTimedOut(_) => true,
+            End::Signalled(signal) => [libc::SIGTERM, libc::SIGQUIT].contains(signal),
+            _ => false,
+        }
+    }
+
     /// Its name in the result object.
     pub fn name(&self) -> &'static str {
         match self {
@@ -118,6 +131,7 @@ impl End {
             End::Panicked { .. } => "panicked",
             End::Crashed { .. } => "crashed",
             End::TimedOut(_) => "timed-out",
+            End::BootTimedOut(_) => "boot-timed-out",
             End::Quit => "quit",
             End::Signalled(_) => "signalled",
             End::HostError(_) => "host-error",
@@ -131,7 +145,7 @@ impl End {
             End::DebugExit(value) => *value,
             End::Panicked { .. } => code::PANICKED,
             End::Crashed { .. } => code::CRASHED,
-            End::TimedOut(_) => code::TIMED_OUT,
+            End::TimedOut(_) | End::BootTimedOut(_) => code::TIMED_OUT,
             End::Quit => code::QUIT,
             End::Signalled(signal) => code::signalled(*signal),
             End::HostError(_) => code::HOST,
@@ -151,6 +165,9 @@ impl End {
             }
             End::Crashed { detail } => because(Why::Host, detail.clone()),
             End::TimedOut(limit) => because(Why::Host, format!("it was not over after {limit}")),
+            End::BootTimedOut(limit) => {
+                Some(Fail::new(Why::Host, "boot the guest").because(format!("no user space after {limit}")))
+            }
             End::Signalled(signal) => because(Why::Host, format!("signal {signal} ended the run")),
             End::HostError(fail) => {
                 let told = Fail::new(fail.why, fail.summary());
@@ -181,6 +198,8 @@ pub struct Report {
     pub mid_line: bool,
     /// What the console of a command's guest said last, if the run went wrong.
     pub last_lines: Vec<String>,
+    /// Where the vCPUs stood, if they had to be ended.
+    pub hang: Option<Hang>,
 }
 
 /// Times of a run, from [`process_start`].
@@ -224,6 +243,7 @@ struct Line<'a> {
     times_ms: Option<Times>,
     exits: Option<&'a BTreeMap<&'static str, u64>>,
     memory_bytes: Option<Ram>,
+    hang: Option<&'a Hang>,
 }
 
 /// How the command ended, in the result object.
@@ -260,6 +280,7 @@ impl Report {
             memory: Ram { size: plan.memory.bytes(), touched: 0 },
             mid_line: false,
             last_lines: Vec::new(),
+            hang: None,
             command: plan.command.clone().map(|command| Ended { command, ..Ended::default() }),
         }
     }
@@ -288,7 +309,8 @@ impl Report {
     /// What the console said last, where that helps to understand the end: the machine's own, and not the command's.
     pub fn last_words(&self) -> &[String] {
         let unfinished = self.command.as_ref().is_some_and(|ended| ended.outcome.is_none());
-        if unfinished && !matches!(self.end, End::Quit | End::Signalled(_)) { &self.last_lines } else { &[] }
+        let wanted = !matches!(self.end, End::Quit | End::Signalled(_)) || self.hang.is_some();
+        if unfinished && wanted { &self.last_lines } else { &[] }
     }
 
     /// The result object, on one line, without its newline.
@@ -305,6 +327,7 @@ impl Report {
             times_ms: Some(self.times),
             exits: Some(&self.exits),
             memory_bytes: Some(self.memory),
+            hang: self.hang.as_ref(),
         })
     }
 }
@@ -322,6 +345,7 @@ pub fn json_before_start(fail: &Fail) -> String {
         times_ms: None,
         exits: None,
         memory_bytes: None,
+        hang: None,
     })
 }
 
@@ -346,12 +370,19 @@ mod tests {
             (End::Panicked { evidence: "pvpanic".into() }, 120, Some("its kernel panicked (pvpanic)")),
             (End::Crashed { detail: "triple fault at 0x10".into() }, 122, Some("triple fault at 0x10")),
             (End::TimedOut("90s".parse().unwrap()), 124, Some("it was not over after 90s")),
+            (End::BootTimedOut("2m".parse().unwrap()), 124, Some("no user space after 2m")),
             (End::Quit, 130, None),
             (End::Signalled(15), 143, Some("signal 15 ended the run")),
         ] {
             assert_eq!(end.exit_code(), code, "{end:?}");
             let complaint = end.complaint().map(|fail| fail.to_string());
-            assert_eq!(complaint, told.map(|told| format!("run the guest: {told}")));
+            assert_eq!(
+                complaint,
+                told.map(|told| {
+                    let doing = if matches!(end, End::BootTimedOut(_)) { "boot" } else { "run" };
+                    format!("{doing} the guest: {told}")
+                })
+            );
         }
         let failed = End::HostError(Fail::new(Why::Host, "write disk0").hint("make room"));
         assert_eq!(failed.exit_code(), 123);
@@ -393,11 +424,12 @@ mod tests {
             memory: Ram { size: 1 << 20, touched: 4096 },
             mid_line: false,
             last_lines: Vec::new(),
+            hang: None,
             command: None,
         };
         assert_eq!(
             report.json(),
-            r#"{"end":"debug-exit","exit_code":3,"command":null,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096}}"#
+            r#"{"end":"debug-exit","exit_code":3,"command":null,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096},"hang":null}"#
         );
         // Who asks is told what it was, not that it was left open.
         let unborn = Report::unborn(&Plan::default(), End::Signalled(15), Instant::now());

@@ -71,6 +71,9 @@ pub struct Plan {
     pub accel: Accel,
     /// How long the guest may run; without it, as long as it likes.
     pub timeout: Option<Period>,
+    /// How long the guest may take to user space: to the call of mayfly's agent, or without a command to the first line on a
+    /// console that is none of the kernel's.
+    pub boot_timeout: Option<Period>,
     /// A program to run in the guest, by mayfly's own agent; without one, the guest does what its initial RAM disk says.
     pub command: Option<Command>,
     /// Where counters of the machine and its devices are written while it runs.
@@ -96,6 +99,7 @@ impl Default for Plan {
             on_reset: OnReset::default(),
             accel: Accel::default(),
             timeout: None,
+            boot_timeout: None,
             command: None,
             metrics: None,
             devices: Vec::new(),
@@ -212,7 +216,7 @@ impl Plan {
         if !self.memory.bytes().is_multiple_of(4096) {
             return usage(doing, "it is not a whole number of 4 KiB pages".to_owned());
         }
-        if self.timeout.is_some_and(|timeout| timeout.duration().is_zero()) {
+        if [self.timeout, self.boot_timeout].iter().flatten().any(|limit| limit.duration().is_zero()) {
             return Err(Fail::new(Why::Usage, "let the guest run for 0s: it would never start")
                 .hint("leave the timeout out for a run without one"));
         }

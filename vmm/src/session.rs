@@ -8,6 +8,7 @@ mod keys;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -131,6 +132,8 @@ pub struct Running {
     /// Closed when the machine has ended.
     over: Sender<()>,
     remote: Arc<Mutex<Option<Remote>>>,
+    /// The guest is ready for its command.
+    arrived: Arc<AtomicBool>,
     wire: OwnedFd,
     command: Command,
 }
@@ -175,6 +178,8 @@ impl Session {
         let (over, ending) = channel();
         let remote: Arc<Mutex<Option<Remote>>> = Arc::default();
         let slot = remote.clone();
+        let arrived: Arc<AtomicBool> = Arc::default();
+        let arrival = arrived.clone();
         let command = self.command.clone();
         let doing = || "start the session with the guest";
         let wire = self.wire.try_clone().doing(Why::Host, doing)?;
@@ -193,7 +198,7 @@ impl Session {
             .name("session".into())
             .spawn(move || {
                 let mut client = None;
-                let outcome = self.converse(&mut client, &slot, quit);
+                let outcome = self.converse(&mut client, &slot, &arrival, quit);
                 let done = outcome.outcome.is_some() || outcome.trouble.is_some();
                 // Nobody listens any more if the machine has ended and its patience with us, too.
                 let _ = tell.send(outcome);
@@ -203,7 +208,7 @@ impl Session {
                 }
             })
             .doing(Why::Host, doing)?;
-        Ok(Running { ended, over, remote, wire, command })
+        Ok(Running { ended, over, remote, arrived, wire, command })
     }
 
     /// Runs the command. The client outlives this: without it the guest takes its host for gone.
@@ -211,6 +216,7 @@ impl Session {
         mut self,
         client: &mut Option<Client>,
         slot: &Mutex<Option<Remote>>,
+        arrival: &AtomicBool,
         quit: impl FnOnce() + Send + 'static,
     ) -> Ended {
         let exec = exec(&self.command);
@@ -228,6 +234,7 @@ impl Session {
             }
         };
         let ended = Ended { called: true, ..ended };
+        arrival.store(true, Ordering::Relaxed);
         if let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
             // A wire that is dead is found out in a moment.
             let _ = client.set_clock(now);
@@ -256,6 +263,12 @@ impl Session {
 }
 
 impl Running {
+    /// Who knows whether the guest is ready for its command.
+    pub fn arrival(&self) -> Box<dyn Fn() -> bool + Send> {
+        let arrived = self.arrived.clone();
+        Box::new(move || arrived.load(Ordering::Relaxed))
+    }
+
     /// Who passes signals on to the command. The first of those that end a run is for the command alone; a second means
     /// the run, however the guest is.
     pub fn courier(&self) -> impl FnMut(i32) -> bool + Send + 'static {
@@ -323,7 +336,7 @@ mod tests {
             streams: Streams::default(),
             changes: None,
         };
-        session.converse(&mut None, &Mutex::default(), || ())
+        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), || ())
     }
 
     #[test]

@@ -78,21 +78,21 @@ pub struct Elf {
 }
 
 /// Little-endian fields of a header, read with a checked cursor.
-struct Fields<'a>(&'a [u8]);
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl Fields<'_> {
-    fn array<const N: usize>(&mut self) -> Claim<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Claim<[u8; N]> {
         let (field, rest) = self.0.split_first_chunk::<N>().ok_or("its ELF headers are truncated")?;
         self.0 = rest;
         Ok(*field)
     }
-    fn u16(&mut self) -> Claim<u16> {
+    pub(super) fn u16(&mut self) -> Claim<u16> {
         self.array().map(u16::from_le_bytes)
     }
-    fn u32(&mut self) -> Claim<u32> {
+    pub(super) fn u32(&mut self) -> Claim<u32> {
         self.array().map(u32::from_le_bytes)
     }
-    fn u64(&mut self) -> Claim<u64> {
+    pub(super) fn u64(&mut self) -> Claim<u64> {
         self.array().map(u64::from_le_bytes)
     }
 }

@@ -6,9 +6,11 @@
 
 mod bzimage;
 mod elf;
+mod kallsyms;
 mod payload;
 pub mod scan;
 mod source;
+mod symbols;
 
 use std::fs::{self, File, Metadata};
 use std::os::unix::fs::FileTypeExt;
@@ -27,6 +29,7 @@ use self::elf::Elf;
 pub use self::payload::Compression;
 use self::source::Source;
 pub(crate) use self::source::read_into;
+pub use self::symbols::Symbols;
 use crate::discovery::has_acpi;
 use crate::map::Map;
 use crate::{Loading, Protocol, linux};

@@ -260,6 +260,16 @@ fn end_flags(run: Command) -> Command {
                 .help("End the run after this time (30s, 2m, 500ms) with exit code 124"),
         )
         .arg(
+            Arg::new("boot-timeout")
+                .long("boot-timeout")
+                .value_name("TIME")
+                .allow_hyphen_values(true)
+                .value_parser(period)
+                .help(
+                    "End the run if the guest is not in user space after this time, with exit code 124 too",
+                ),
+        )
+        .arg(
             Arg::new("on-reset")
                 .long("on-reset")
                 .value_name("WHAT")

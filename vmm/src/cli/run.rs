@@ -117,6 +117,7 @@ fn plan(matches: &ArgMatches, mut plan: Plan) -> Result<Plan> {
     set(matches, "on-reset", &mut plan.on_reset);
     set(matches, "accel", &mut plan.accel);
     plan.timeout = matches.get_one("timeout").copied().or(plan.timeout);
+    plan.boot_timeout = matches.get_one("boot-timeout").copied().or(plan.boot_timeout);
     plan.generation_id = matches.get_one("generation-id").copied().or(plan.generation_id);
     if let Some(text) = matches.get_one::<String>("smbios") {
         plan.smbios = Smbios::parse(text)?;
@@ -162,6 +163,7 @@ fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
     }
     if let Some(fail) = report.complaint() {
         complain(&fail);
+        report.hang.iter().flat_map(|hang| hang.lines()).for_each(|line| log::tell(&line));
         for line in report.last_words() {
             log::tell(&format!("  | {line}"));
         }
@@ -276,6 +278,8 @@ mod tests {
             "unchecked",
             "--timeout",
             "1m",
+            "--boot-timeout",
+            "30s",
             "--smbios",
             "serial=7",
             "--generation-id",
@@ -293,6 +297,7 @@ mod tests {
         assert_eq!(plan.generation_id, Some(GenerationId::Random));
         let metrics = plan.metrics.unwrap();
         assert_eq!((metrics.path.as_path(), metrics.every.to_string()), (Path::new("c"), "2s".into()));
+        assert_eq!(plan.boot_timeout.unwrap().to_string(), "30s");
         assert_eq!((plan.accel, plan.timeout.unwrap().to_string()), (Accel::Unchecked, "1m".into()));
     }
 

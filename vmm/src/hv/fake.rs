@@ -9,7 +9,7 @@ use base::{Fail, Result, Why};
 use boot::Start;
 use devices::catalog::Space;
 
-use super::{Exit, Kick, Vcpu, Vm};
+use super::{Exit, Kick, Stand, Vcpu, Vm};
 
 /// One thing a scripted vCPU does.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub struct FakeVm {
     pub delays: Mutex<Vec<(u64, bool)>>,
     /// Where the boot processor was put.
     pub started: Mutex<Option<Start>>,
+    /// Where vCPU n stands, whenever it is asked; those beyond stand nowhere in particular.
+    pub stands: Mutex<Vec<Stand>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -68,6 +70,7 @@ impl FakeVm {
         let scripts = lock(&self.scripts);
         let script = usize::try_from(id).ok().and_then(|id| scripts.get(id).cloned()).unwrap_or_default();
         FakeVcpu {
+            id,
             vm: self.clone(),
             steps: script.into_iter(),
             data: Vec::new(),
@@ -131,6 +134,7 @@ impl Messages for Fake {
 
 /// A vCPU that plays its script.
 pub struct FakeVcpu {
+    id: u32,
     vm: Arc<FakeVm>,
     steps: std::vec::IntoIter<Step>,
     data: Vec<u8>,
@@ -207,5 +211,11 @@ impl Vcpu for FakeVcpu {
 
     fn whereabouts(&self) -> String {
         "vCPU of a script".to_owned()
+    }
+
+    fn stand(&self) -> Result<Stand> {
+        let stands = lock(&self.vm.stands);
+        let mine = usize::try_from(self.id).ok().and_then(|id| stands.get(id).copied());
+        Ok(mine.unwrap_or_default())
     }
 }

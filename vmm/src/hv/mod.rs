@@ -87,6 +87,37 @@ pub trait Vcpu: Send {
 
     /// Where the vCPU stands, in one line for a report (`rip=... cr3=...`).
     fn whereabouts(&self) -> String;
+
+    /// Where it stands, for who looks into it. To be asked on the thread that runs it.
+    ///
+    /// # Errors
+    /// As the hypervisor answers.
+    fn stand(&self) -> Result<Stand>;
+}
+
+/// Where a vCPU stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stand {
+    /// What it does.
+    pub activity: Activity,
+    /// Its registers.
+    pub regs: kvm_regs,
+    /// Its segments and control registers.
+    pub sregs: kvm_sregs,
+    /// Where system calls of 64-bit programs enter (`MSR_LSTAR`); 0 before the guest has said so.
+    pub lstar: u64,
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes instructions.
+    #[default]
+    Running,
+    /// It waits for an interrupt (`hlt`).
+    Halted,
+    /// It waits for another one to start it.
+    Parked,
 }
 
 /// Gets a vCPU out of the guest.

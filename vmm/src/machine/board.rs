@@ -36,6 +36,8 @@ pub struct Board {
     pub exits: [Counter; Kind::NAMES.len()],
     /// Writes that came late.
     pub late: Counter,
+    /// Set before the run is over if vCPUs are to say where they stand.
+    pub examine: AtomicBool,
     /// Set when the run is over: vCPUs leave at their next interruption.
     pub over: AtomicBool,
 }
@@ -70,6 +72,7 @@ impl Board {
             overheard: Arc::default(),
             exits: Default::default(),
             late: Counter::default(),
+            examine: AtomicBool::new(false),
             over: AtomicBool::new(false),
         }
     }

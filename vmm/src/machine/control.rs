@@ -14,7 +14,7 @@ use base::{Doing, Fail, Result, Why};
 
 use super::board::{Board, Leave};
 use crate::outcome::End;
-use crate::plan::Period;
+use crate::plan::{OnReset, Period};
 
 /// Signals that end a run in an orderly way.
 pub const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -36,6 +36,9 @@ pub struct Control {
     /// The way in, for vCPUs and devices.
     pub reports: Reports,
 }
+
+/// Whether the guest has reached user space.
+pub type Arrival = Box<dyn Fn() -> bool + Send>;
 
 /// Takes a signal, by its number, to somebody else; whether it did.
 pub type Courier = Box<dyn FnMut(i32) -> bool + Send>;
@@ -114,8 +117,10 @@ impl Control {
         if matches!(end, End::Reset) {
             self.lane.turn(Some(Duration::ZERO));
         }
-        let weighty =
-            |end: &End| matches!(end, End::Quit | End::Signalled(_) | End::TimedOut(_) | End::HostError(_));
+        let weighty = |end: &End| {
+            let timed_out = matches!(end, End::TimedOut(_) | End::BootTimedOut(_));
+            timed_out || matches!(end, End::Quit | End::Signalled(_) | End::HostError(_))
+        };
         match end {
             End::Reset => self.ends.try_iter().find(weighty).unwrap_or(End::Reset),
             end => end,
@@ -165,6 +170,17 @@ impl Control {
         self.reports.lane.adopt(Gleaner { board, seen: 0, pause: SHORTEST });
     }
 
+    /// Ends the run if the guest has not reached user space in time: after `limit` from the beginning, which for a machine
+    /// that was reset is that of its present life.
+    pub fn await_boot(&self, limit: Period, on_reset: OnReset, started: Instant, arrived: Arrival) {
+        let from = if on_reset == OnReset::Restart { Instant::now() } else { started };
+        // A time that no clock can hold is no limit.
+        if let Some(end) = from.checked_add(limit.duration()) {
+            let ends = self.reports.ends.clone();
+            self.reports.lane.adopt(BootWatch { limit, end, arrived, ends });
+        }
+    }
+
     /// Has the memory that only the start needed given back, if the run lasts.
     pub fn settle(&self) {
         self.reports.lane.adopt(Settler);
@@ -200,6 +216,28 @@ impl Work for Settler {
 
     fn ready(&mut self, _: u32, _: &mut Context<'_>) -> Effect {
         program::give_back();
+        Effect::None
+    }
+}
+
+/// Waits for the guest to reach user space, and not for longer than that may take.
+struct BootWatch {
+    limit: Period,
+    end: Instant,
+    arrived: Arrival,
+    ends: Sender<End>,
+}
+
+impl Work for BootWatch {
+    fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
+        ctx.arm(DEADLINE, self.end.saturating_duration_since(Instant::now()));
+        Effect::None
+    }
+
+    fn ready(&mut self, _: u32, _: &mut Context<'_>) -> Effect {
+        if !(self.arrived)() {
+            let _ = self.ends.send(End::BootTimedOut(self.limit));
+        }
         Effect::None
     }
 }
@@ -255,5 +293,21 @@ mod tests {
         let limit: Period = "50ms".parse().unwrap();
         control.deadline = Some((limit, Instant::now()));
         assert!(matches!(control.interrupted(), Some(End::TimedOut(_))));
+    }
+    #[test]
+    fn a_guest_is_asked_once_whether_it_is_in_user_space() {
+        for arrives in [false, true] {
+            let mut control = Control::new(None).unwrap();
+            let limit: Period = "1ms".parse().unwrap();
+            let (tell, asked) = channel();
+            let arrived = Box::new(move || tell.send(()).is_ok() && arrives);
+            control.await_boot(limit, OnReset::Exit, Instant::now(), arrived);
+            while asked.try_recv().is_err() {
+                control.lane.turn(None);
+            }
+            let end = control.ends.try_recv().ok();
+            assert_eq!(matches!(end, Some(End::BootTimedOut(_))), !arrives, "{end:?}");
+            assert!(asked.try_recv().is_err());
+        }
     }
 }

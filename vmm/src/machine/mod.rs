@@ -12,8 +12,9 @@ mod vcpu;
 mod virtio;
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base::clock::HostClock;
@@ -26,16 +27,17 @@ use devices::catalog::Finish;
 
 use self::assemble::{Assembled, Site, assemble};
 use self::board::Board;
-use self::control::{Control, end_of};
+use self::control::{Arrival, Control, end_of};
 pub use self::load::check;
 use self::load::load;
 use self::metrics::{Recorder, Sources};
 pub use self::scout::Scout;
 use self::vcpu::Running;
+use crate::hang::Hang;
 use crate::host::LinuxHost;
-use crate::hv::{Kind, Vcpu, Vm};
+use crate::hv::{Kind, Stand, Vcpu, Vm};
 use crate::log;
-use crate::outcome::{End, Ram, Report, Times};
+use crate::outcome::{End, Ram, Report, Times, Watch};
 use crate::plan::{OnReset, Plan};
 use crate::session::{self, Session};
 
@@ -110,7 +112,7 @@ const HASTE: Duration = Duration::from_millis(200);
 
 fn patience(end: &End) -> Duration {
     match end {
-        End::Quit | End::Signalled(_) | End::TimedOut(_) => HASTE,
+        End::Quit | End::Signalled(_) | End::TimedOut(_) | End::BootTimedOut(_) => HASTE,
         _ => PATIENCE,
     }
 }
@@ -124,6 +126,10 @@ struct Machine {
     finishes: Vec<Finish>,
     lane: Option<LaneHandle>,
     recorder: Option<Recorder>,
+    /// The file of the kernel.
+    image: Option<PathBuf>,
+    /// Where the vCPUs stood, if that is of interest.
+    stands: Vec<Option<Stand>>,
 }
 
 impl Machine {
@@ -167,7 +173,19 @@ impl Machine {
         let recorder = recorder.map(|recorder| {
             recorder.of(Sources { board: board.clone(), memory: memory.clone(), devices: meters })
         });
-        Ok(ControlFlow::Continue(Machine { board, memory, control, vcpus, finishes, lane, recorder }))
+        let image = kernel.path().map(Path::to_owned);
+        let stands = Vec::new();
+        Ok(ControlFlow::Continue(Machine {
+            board,
+            memory,
+            control,
+            vcpus,
+            finishes,
+            lane,
+            recorder,
+            image,
+            stands,
+        }))
     }
 
     fn run(
@@ -181,6 +199,10 @@ impl Machine {
             self.recorder.take().map(|recorder| recorder.start(&self.control.reports.lane, started));
         let first_instruction = started.elapsed();
         let session = session.map(|session| self.open(session)).transpose();
+        if let Some(limit) = plan.boot_timeout {
+            let arrived = self.arrival(session.as_ref().ok().and_then(Option::as_ref));
+            self.control.await_boot(limit, plan.on_reset, started, arrived);
+        }
         let (session, end) = match session {
             Ok(session) => (session, self.live(scout, plan.on_reset == OnReset::Restart)),
             Err(fail) => (None, End::HostError(fail)),
@@ -200,8 +222,24 @@ impl Machine {
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
             mid_line: watch.mid_line() || overheard.mid_line(),
             last_lines: watch.last_lines(LAST_LINES),
+            hang: (!self.stands.is_empty())
+                .then(|| Hang::read(&self.stands, &self.memory, self.image.as_deref())),
             command,
         }
+    }
+
+    /// Who knows whether the guest has reached user space: the session, or whoever reads its consoles.
+    fn arrival(&self, session: Option<&session::Running>) -> Arrival {
+        if let Some(session) = session {
+            return session.arrival();
+        }
+        fn lock(watch: &Mutex<Watch>) -> MutexGuard<'_, Watch> {
+            watch.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+        let board = self.board.clone();
+        lock(&board.watch).await_user_space();
+        lock(&board.overheard).await_user_space();
+        Box::new(move || lock(&board.watch).user_space() || lock(&board.overheard).user_space())
     }
 
     /// Lets a session begin: it hears the signals before this machine does.
@@ -224,8 +262,10 @@ impl Machine {
             }
         }
         let end = refused.unwrap_or_else(|| self.control.wait(again));
+        self.board.examine.store(end.is_worth_a_look(), Ordering::SeqCst);
         self.board.over.store(true, Ordering::SeqCst);
-        running.into_iter().for_each(Running::stop);
+        let stands: Vec<_> = running.into_iter().map(Running::stop).collect();
+        self.stands = if end.is_worth_a_look() { stands } else { Vec::new() };
         self.board.take_late_writes();
         if let Some(lane) = self.lane.take() {
             lane.stop();
@@ -254,5 +294,7 @@ impl Machine {
 
 #[cfg(test)]
 mod board_tests;
+#[cfg(test)]
+mod limit_tests;
 #[cfg(test)]
 mod tests;

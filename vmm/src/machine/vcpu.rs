@@ -1,6 +1,7 @@
 //! A vCPU's life: exit in, entry out, until the run is over.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, channel};
 
 use base::{Doing, Result, Why};
@@ -8,14 +9,14 @@ use base::{Doing, Result, Why};
 use super::board::Board;
 use super::control::{Reports, end_of_vcpu};
 use super::scout::{Job, Scout};
-use crate::hv::{Kick, Vcpu};
+use crate::hv::{Kick, Stand, Vcpu};
 use crate::outcome::End;
 
 /// A vCPU on its thread.
 pub struct Running {
     kick: Arc<dyn Kick>,
-    /// Closed when the vCPU is gone.
-    gone: Receiver<()>,
+    /// Where it stood, if the board wants to know. Closed when the vCPU is gone.
+    gone: Receiver<Stand>,
 }
 
 impl Running {
@@ -35,6 +36,10 @@ impl Running {
         let job: Job = Box::new(move || {
             if let Some(end) = live(vcpu.as_mut(), &board) {
                 reports.end(end);
+            } else if board.examine.load(Ordering::SeqCst)
+                && let Ok(stand) = vcpu.stand()
+            {
+                let _ = present.send(stand);
             }
             drop((vcpu, board, present));
         });
@@ -50,11 +55,12 @@ impl Running {
         Ok(Running { kick, gone })
     }
 
-    /// Gets the vCPU out of the guest and waits until it is gone. The board says that the run is over.
-    pub fn stop(self) {
+    /// Gets the vCPU out of the guest and waits until it is gone. The board says that the run is over. Where it stood, if
+    /// the board wants to know.
+    pub fn stop(self) -> Option<Stand> {
         self.kick.kick();
-        // Nothing is ever sent: the vCPU's end closes the channel, a panic of its thread too.
-        let _ = self.gone.recv();
+        // The vCPU's end closes the channel, a panic of its thread too.
+        self.gone.iter().last()
     }
 }
 

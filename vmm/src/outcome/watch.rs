@@ -14,6 +14,8 @@ pub struct Watch {
     open: bool,
     /// What was printed last, if that is kept.
     tail: Option<VecDeque<u8>>,
+    /// Whether somebody else than the kernel has said something, if that is of interest.
+    user_space: Option<bool>,
 }
 
 impl Watch {
@@ -21,6 +23,9 @@ impl Watch {
     pub const LINE: usize = 256;
     /// What Linux prints (`kernel/panic.c`), since 2.2 or so.
     const WORDS: &[u8] = b"Kernel panic - not syncing";
+
+    /// What Linux ends the line with in which it names its first program (`init/main.c`).
+    const FIRST: &[u8] = b" as init process";
 
     /// Bytes that are kept of what was printed last: enough for a panic with its trace.
     const TAIL: usize = 8 << 10;
@@ -45,6 +50,9 @@ impl Watch {
             tail.extend(bytes);
         }
         self.open = *last != b'\n';
+        if self.user_space == Some(false) {
+            self.user_space = Some(self.hears_user_space(bytes));
+        }
         if self.panic.is_some() {
             return;
         }
@@ -60,6 +68,33 @@ impl Watch {
                 self.line.clear();
             }
         }
+    }
+
+    /// Listens for the first sign of user space from now on.
+    pub fn await_user_space(&mut self) {
+        self.user_space.get_or_insert(false);
+    }
+
+    /// Whether the guest has reached user space, as far as this console tells: a line that does not begin with the time that
+    /// the kernel puts before its own, or the one with which the kernel starts the first program. A kernel without times
+    /// (`printk.time=0`) is taken for user space.
+    pub fn user_space(&self) -> bool {
+        self.user_space == Some(true)
+    }
+
+    /// Whether `bytes`, which follow on what is held of the present line, have such a line in them.
+    fn hears_user_space(&self, bytes: &[u8]) -> bool {
+        let mut held = self.line.as_slice();
+        bytes.split_inclusive(|byte| *byte == b'\n').any(|piece| {
+            let before = std::mem::take(&mut held);
+            let first = before.iter().chain(piece).find(|byte| !byte.is_ascii_whitespace() && **byte != 0);
+            if first.is_some_and(|byte| *byte != b'[') {
+                return true;
+            }
+            let mut text = [before, piece].concat();
+            text.truncate(Self::LINE);
+            text.trim_ascii_end().ends_with(Self::FIRST) && piece.ends_with(b"\n")
+        })
     }
 
     /// The line with which the kernel panicked, printable. A line still open counts.
@@ -124,5 +159,32 @@ mod tests {
         assert_eq!(watch.last_lines(2), ["line 9998", "line 9999"]);
         assert!(watch.tail.as_ref().unwrap().len() <= Watch::TAIL);
         assert!(!watch.last_lines(usize::MAX).contains(&"before".to_owned()));
+    }
+
+    #[test]
+    fn user_space_is_heard_by_what_is_not_the_kernels() {
+        for (said, reached) in [
+            ("", false),
+            (
+                "\r\n[    0.000000] Linux version 6.1\r\n[    0.1] x86/fpu: a thing\r\n[    0.2] half a li",
+                false,
+            ),
+            ("[    0.9] Run /init as init process\r\n", true),
+            ("[    0.9] Run /init as init pro", false),
+            ("[    0.9] Run /init as init process with 3 arguments\r\n[    1.0] x\r\n", false),
+            ("[    0.9] x\r\nlogin: ", true),
+            ("\x1b[0;32m  OK", true),
+            ("#", true),
+        ] {
+            for chunk in [1, 5, 4096] {
+                let mut watch = Watch::default();
+                watch.await_user_space();
+                said.as_bytes().chunks(chunk).for_each(|bytes| watch.feed(bytes));
+                assert_eq!(watch.user_space(), reached, "{said:?} in chunks of {chunk}");
+            }
+        }
+        let mut watch = Watch::default();
+        watch.feed(b"login: ");
+        assert!(!watch.user_space(), "nobody listens");
     }
 }

@@ -6,10 +6,12 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use base::memory::Memory;
 use base::{Doing, Fail, Result, Why};
 use boot::Start;
-use kvm_bindings::{KVM_INTERNAL_ERROR_EMULATION, Msrs, kvm_run};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs, kvm_msr_entry, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use crate::hv::{Exit, Kick, Vcpu, registers_at};
+use crate::hv::{Activity, Exit, Kick, Stand, Vcpu, registers_at};
 
 /// A KVM virtual processor.
 pub struct KvmVcpu {
@@ -196,5 +198,21 @@ impl Vcpu for KvmVcpu {
             ),
             _ => format!("vCPU {}: registers not readable", self.id),
         }
+    }
+    fn stand(&self) -> Result<Stand> {
+        let doing = || format!("read the registers of vCPU {}", self.id);
+        let mut msrs =
+            Msrs::from_entries(&[kvm_msr_entry { index: arch::msr::LSTAR, ..kvm_msr_entry::default() }])
+                .map_err(|cause| Fail::new(Why::Host, doing()).because(format!("{cause:?}")))?;
+        let read = self.fd.get_msrs(&mut msrs).doing(Why::Host, doing)?;
+        let lstar = msrs.as_slice().get(..read).and_then(<[_]>::first).map_or(0, |entry| entry.data);
+        let activity = match self.fd.get_mp_state().doing(Why::Host, doing)?.mp_state {
+            KVM_MP_STATE_RUNNABLE => Activity::Running,
+            KVM_MP_STATE_HALTED => Activity::Halted,
+            _ => Activity::Parked,
+        };
+        let regs = self.fd.get_regs().doing(Why::Host, doing)?;
+        let sregs = self.fd.get_sregs().doing(Why::Host, doing)?;
+        Ok(Stand { activity, regs, sregs, lstar })
     }
 }
