@@ -171,7 +171,9 @@ fn callers(stand: &Stand, memory: &Memory, name: &dyn Fn(u64) -> Option<String>)
         let Ok(word) = memory.ram().read_obj::<u64>(GuestAddress(base.saturating_add(at % PAGE))) else {
             break;
         };
-        if let Some(name) = name(word).filter(|_| called(word)) {
+        // What would come back to the beginning of a function comes back to nobody.
+        let name = name(word).filter(|name| !name.ends_with("+0x0") && called(word));
+        if let Some(name) = name {
             found.push(name);
             if found.len() == CALLERS {
                 break;

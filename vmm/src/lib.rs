@@ -9,6 +9,8 @@ pub mod health;
 pub mod host;
 pub mod hv;
 pub mod kernels;
+pub mod junit;
+pub mod ktap;
 pub mod lab;
 pub mod log;
 pub mod machine;
