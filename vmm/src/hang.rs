@@ -234,7 +234,7 @@ mod tests {
         let put = |at: u64, value: u64| memory.ram().write_obj(value, GuestAddress(at)).unwrap();
         let slot = |level: u64| (TEXT + SLIDE) >> (12 + 9 * level) & 511;
         for (level, table) in [(3, 0x1000), (2, 0x2000), (1, 0x3000)] {
-            put(table + 8 * slot(level), table + 0x1000 | 3);
+            put(table + 8 * slot(level), (table + 0x1000) | 3);
         }
         put(0x4000 + 8 * slot(0), 0x5003);
         put(0x4000 + 8 * (slot(0) + 1), 0x6003);
