@@ -6,6 +6,7 @@
 mod choices;
 mod cmdline;
 mod command;
+mod container;
 mod devices;
 mod identity;
 mod metrics;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::error::Category;
 
 pub use self::command::{Access, Command, PORT, Root, Volume};
+pub use self::container::Container;
 pub use self::devices::Device;
 pub use self::identity::{GenerationId, Smbios, Uuid};
 pub use self::metrics::Metrics;

@@ -35,7 +35,8 @@ impl Detail {
 }
 
 /// All commands, in the order of their help.
-const COMMANDS: [&str; 8] = ["run", "inspect", "kernel", "doctor", "lab", "completions", "man", "schema"];
+const COMMANDS: [&str; 9] =
+    ["run", "image", "inspect", "kernel", "doctor", "lab", "completions", "man", "schema"];
 
 /// The command that was typed, if it is one.
 pub fn typed(words: &[OsString]) -> Option<&'static str> {
@@ -88,6 +89,11 @@ pub fn command(detail: Detail) -> Command {
             // At once: what all commands share then comes after it.
             Detail::Keys => run_flags(run, Detail::Keys),
         })
+        .subcommand(
+            Command::new("image")
+                .about("List, load and remove container images of the cache")
+                .defer(super::image::commands),
+        )
         .subcommand(
             Command::new("inspect").about("Say what a kernel image is and what it lacks").defer(inspect),
         )

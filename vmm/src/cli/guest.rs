@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, ValueHint, value_parser};
 
-use crate::plan::{Access, Cmdline, Command, Initrd, Plan, Root, Volume};
+use crate::plan::{Access, Cmdline, Command, Container, Initrd, Plan, Root, Volume};
 
 /// What a kernel prints on its console if nobody asked for more: warnings and worse. Each line costs a start some time.
 const CALM: &str = "loglevel=5";
@@ -40,6 +40,7 @@ fn roots(run: Clap) -> Clap {
             .value_parser(value_parser!(PathBuf))
             .help("Root of the command: a directory, or a disk image; writes are thrown away [default: /]"),
     )
+    .args(super::container::flags())
     .arg(
         Arg::new("rw")
             .long("rw")
@@ -113,8 +114,8 @@ fn surroundings(run: Clap) -> Clap {
 pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     let words = matches.get_many::<OsString>("command").into_iter().flatten();
     let argv = words.map(text).collect::<Result<Vec<_>>>()?;
-    if plan.command.is_none() && argv.is_empty() {
-        let idle = ["root", "rw", "volume", "env", "workdir", "user", "hostname"];
+    if plan.command.is_none() && argv.is_empty() && !matches.contains_id("image") {
+        let idle = ["root", "entrypoint", "rw", "volume", "env", "workdir", "user", "hostname"];
         let switches = ["tty", "interactive"];
         let given = |name: &&&str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         return match idle.iter().chain(&switches).find(given) {
@@ -124,14 +125,13 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
                 .hint("say what to run in the guest: -- COMMAND ARGUMENT...")),
         };
     }
+    let other_root = ["root", "image"].iter().any(|flag| matches.contains_id(flag));
     let mut command = match plan.command.take() {
-        Some(command) if matches.contains_id("root") => Command { root: root(matches, plan)?, ..command },
+        Some(command) if other_root => Command { root: root(matches, plan)?, ..command },
         Some(command) => command,
         None => usual(root(matches, plan)?, matches.contains_id("user"))?,
     };
-    if !argv.is_empty() {
-        command.argv = argv;
-    }
+    super::container::settle(matches, &mut command, argv)?;
     for word in matches.get_many::<String>("env").into_iter().flatten() {
         command.env.extend(variable(word)?);
     }
@@ -167,6 +167,9 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
 
 /// The root that the flags ask for: without any, initial RAM disks if there are some, and else this machine's own.
 fn root(matches: &ArgMatches, plan: &Plan) -> Result<Root> {
+    if let Some(image) = matches.get_one::<String>("image") {
+        return Ok(Root::Container(Container { image: image.clone(), digest: String::new() }));
+    }
     let Some(path) = matches.get_one::<PathBuf>("root") else {
         let own = plan.initrd.iter().all(|initrd| *initrd == Initrd::Builtin);
         return Ok(if own { Root::Directory("/".into()) } else { Root::Initrd });

@@ -1,8 +1,10 @@
 //! The command line: what was typed becomes a [`crate::plan::Plan`] or an answer.
 
 mod command;
+mod container;
 mod doctor;
 mod guest;
+mod image;
 mod inspect;
 mod kernel;
 mod kernels;
@@ -40,6 +42,7 @@ fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
     let Some((name, matches)) = matches.remove_subcommand() else { return code::USAGE };
     match name.as_str() {
         "run" => run::run(matches, scout.unwrap_or_else(Scout::send)),
+        "image" => image::image(&matches),
         "inspect" => inspect::inspect(&matches),
         "doctor" => doctor::doctor(&matches),
         "kernel" => kernels::kernel(&matches),

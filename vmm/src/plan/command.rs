@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Device, Initrd, Plan};
+use super::{Container, Device, Initrd, Plan};
 
 /// The port of the host's at which this process answers its agent: `mayf`, so that nobody else wants it.
 pub const PORT: u32 = u32::from_be_bytes(*b"mayf");
@@ -18,9 +18,11 @@ const CALLS: &str = "agent";
 const ROOT: &str = "root";
 
 /// The file system that keeps private what is written over another.
-const OVERLAY: &[Driver] = &[Driver { module: "overlay", option: "OVERLAY_FS" }];
+const OVERLAY: Driver = Driver { module: "overlay", option: "OVERLAY_FS" };
+/// The file system that container images are unpacked into.
+const UNPACKED: Driver = Driver { module: "ext4", option: "EXT4_FS" };
 /// Where programs are looked for, unless the plan says it.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A program that runs in the guest; the run ends with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +32,7 @@ pub struct Command {
     pub argv: Vec<String>,
     /// Its environment: `NAME=VALUE`.
     pub env: Vec<String>,
-    /// The directory it starts in.
+    /// The directory it starts in; `/` if it is empty, or what its container image says.
     pub workdir: PathBuf,
     /// `USER[:GROUP]`, names of the guest or numbers; root if it is empty.
     pub user: String,
@@ -51,7 +53,7 @@ impl Default for Command {
         Command {
             argv: Vec::new(),
             env: vec![PATH.to_owned()],
-            workdir: "/".into(),
+            workdir: PathBuf::new(),
             user: String::new(),
             terminal: false,
             hostname: "mayfly".to_owned(),
@@ -73,6 +75,8 @@ pub enum Root {
     Directory(PathBuf),
     /// The file system in a disk image. What the guest writes is thrown away.
     Image(PathBuf),
+    /// A container image. What the guest writes is thrown away. What the plan leaves out of the command, the image says.
+    Container(Container),
 }
 
 /// A directory of the host in the guest.
@@ -135,6 +139,11 @@ impl Command {
         let usage = |doing: String, cause: &str, hint: &str| {
             Err(Fail::new(Why::Usage, doing).because(cause.to_owned()).hint(hint))
         };
+        if let (Root::Container(container), true) = (&self.root, self.argv.is_empty()) {
+            let doing = format!("run image {}", container.image);
+            let hint = "say what to run: -- COMMAND ARGUMENT...";
+            return usage(doing, "it has neither an entrypoint nor a command, and none was given", hint);
+        }
         if self.argv.first().is_none_or(String::is_empty) {
             let hint = "say what to run: -- COMMAND ARGUMENT..., or `argv` of `command` in a plan";
             return usage("run a command in the guest".to_owned(), "it has no name", hint);
@@ -145,7 +154,7 @@ impl Command {
             let hint = "an example: LANG=C.UTF-8";
             return usage(format!("set `{word}` in the environment"), "it is not NAME=VALUE", hint);
         }
-        if !self.workdir.is_absolute() {
+        if !self.workdir.as_os_str().is_empty() && !self.workdir.is_absolute() {
             let doing = format!("start in `{}`", self.workdir.display());
             return usage(
                 doing,
@@ -175,7 +184,9 @@ impl Command {
             Root::Initrd => None,
             Root::Directory(_) => Some(volume(Source::Directory(ROOT.into()), top, Writes::Private)),
             // The disk itself forgets.
-            Root::Image(_) => Some(volume(Source::Disk(ROOT.into()), top, Writes::Through)),
+            Root::Image(_) | Root::Container(_) => {
+                Some(volume(Source::Disk(ROOT.into()), top, Writes::Through))
+            }
         };
         let volumes = self.volumes.iter().zip(1..).map(|(of, number)| {
             let writes = match of.access {
@@ -190,9 +201,11 @@ impl Command {
     }
 
     /// Modules without which there is no root.
-    fn vital(&self) -> &'static [Driver] {
+    fn vital(&self) -> impl Iterator<Item = Driver> {
         let private = self.volumes.iter().any(|volume| volume.access == Access::Cow);
-        if private || matches!(self.root, Root::Directory(_)) { OVERLAY } else { &[] }
+        let layered = private || matches!(self.root, Root::Directory(_));
+        let unpacked = matches!(self.root, Root::Container(_));
+        layered.then_some(OVERLAY).into_iter().chain(unpacked.then_some(UNPACKED))
     }
 
     /// Modules that may be of use for the root.
@@ -207,12 +220,19 @@ impl Plan {
     /// Adds what the command needs of the machine. Devices of mayfly's own are made anew: those in the plan may have been
     /// made for another root.
     pub(super) fn equip(&mut self) -> Result<()> {
-        let Some(command) = &self.command else { return Ok(()) };
+        let Some(command) = &mut self.command else { return Ok(()) };
+        if command.workdir.as_os_str().is_empty() {
+            command.workdir = "/".into();
+        }
         if self.initrd.last() != Some(&Initrd::Builtin) {
             // The last one counts: the agent is process 1, whatever the others bring.
             self.initrd.retain(|initrd| *initrd != Initrd::Builtin);
             self.initrd.push(Initrd::Builtin);
         }
+        let unpacked = match &command.root {
+            Root::Container(container) => container.unpacked()?,
+            _ => PathBuf::new(),
+        };
         let mut wanted = vec![(CALLS.to_owned(), Purpose::Calls)];
         match &command.root {
             Root::Initrd => {}
@@ -221,6 +241,9 @@ impl Plan {
                     ROOT.to_owned(),
                     Purpose::Directory { path, tag: ROOT, access: catalog::Access::Layered },
                 ));
+            }
+            Root::Container(_) => {
+                wanted.push((ROOT.to_owned(), Purpose::Disk { image: &unpacked, serial: ROOT, keep: false }));
             }
             Root::Image(image) => {
                 wanted.push((ROOT.to_owned(), Purpose::Disk { image, serial: ROOT, keep: false }));
@@ -270,7 +293,7 @@ impl Plan {
             .devices
             .iter()
             .partition(|device| is_tag(&device.name) || carries_calls(device) || device.is_ordered());
-        let vital = ours.into_iter().flat_map(drivers).chain(command.vital()).copied();
+        let vital = ours.into_iter().flat_map(drivers).copied().chain(command.vital());
         let wished = others.into_iter().flat_map(drivers).copied().chain(command.wished());
         ([transport].into_iter().chain(vital).collect(), wished.collect())
     }
