@@ -231,9 +231,10 @@ pub mod tests {
                 markers.extend(u32::try_from(image.len() - start).unwrap().to_le_bytes());
             }
             let name: Vec<u8> = name.replace("do_", "\x01").into_bytes();
-            match u8::try_from(name.len()) {
-                Ok(len @ ..0x80) => image.push(len),
-                _ => image.extend([name.len() as u8 & 0x7f | 0x80, u8::try_from(name.len() >> 7).unwrap()]),
+            let len = u16::try_from(name.len()).unwrap();
+            match len {
+                ..0x80 => image.push(len.to_le_bytes()[0]),
+                _ => image.extend([len.to_le_bytes()[0] & 0x7f | 0x80, u8::try_from(len >> 7).unwrap()]),
             }
             image.extend(name);
         }
