@@ -91,6 +91,13 @@ pub struct Finding {
     pub time_ms: u64,
 }
 
+impl Finding {
+    /// When, in seconds, as kernels print it.
+    pub fn seconds(&self) -> f64 {
+        std::time::Duration::from_millis(self.time_ms).as_secs_f64()
+    }
+}
+
 /// What is known of a kernel's health.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Health {

@@ -1,22 +1,24 @@
 //! The outcome of a run: how it ended, what it cost, and the exit code that says so.
 
+mod cause;
+mod papers;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use agent::wire::Outcome;
 use base::{Fail, Why};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use crate::hang::Hang;
-use crate::health::Finding;
 use crate::hv::Kind;
 use crate::plan::{Accel, Period, Plan};
 use crate::session::Ended;
 
+pub use self::cause::Cause;
+pub use self::papers::{Early, json_before_start, junit_before_start};
 pub use self::watch::Watch;
 
 /// Exit codes of `mayfly run`, besides the guest's own (debug-exit) and 128 + N for signal N.
@@ -25,6 +27,8 @@ pub mod code {
     pub const DONE: u8 = 0;
     /// The command line or the plan makes no sense.
     pub const USAGE: u8 = 2;
+    /// The command in the guest succeeded, but tests of which it told did not.
+    pub const TESTS_FAILED: u8 = 119;
     /// The guest's kernel panicked.
     pub const PANICKED: u8 = 120;
     /// The command in the guest succeeded, but the kernel did not stay healthy.
@@ -76,6 +80,8 @@ pub enum End {
         /// What happened, and where.
         detail: String,
     },
+    /// The guest's agent broke off, and the guest did not end. Why.
+    AgentLost(String),
     /// The time was up.
     TimedOut(Period),
     /// The time to user space was up.
@@ -94,7 +100,9 @@ impl End {
     #[must_use]
     pub fn explained_by(self, console: &Watch) -> End {
         match (self, console.panic()) {
-            (End::Reset | End::Crashed { .. }, Some(evidence)) => End::Panicked { evidence },
+            (End::Reset | End::Crashed { .. } | End::AgentLost(_), Some(evidence)) => {
+                End::Panicked { evidence }
+            }
             (end, _) => end,
         }
     }
@@ -105,7 +113,12 @@ impl End {
     pub fn overruled_by(self, loss: Option<End>) -> End {
         match (self, loss) {
             (
-                End::PoweredOff | End::Reset | End::DebugExit(_) | End::Panicked { .. } | End::Crashed { .. },
+                End::PoweredOff
+                | End::Reset
+                | End::DebugExit(_)
+                | End::Panicked { .. }
+                | End::Crashed { .. }
+                | End::AgentLost(_),
                 Some(loss),
             ) => loss,
             (end, _) => end,
@@ -130,6 +143,7 @@ impl End {
             End::DebugExit(_) => "debug-exit",
             End::Panicked { .. } => "panicked",
             End::Crashed { .. } => "crashed",
+            End::AgentLost(_) => "agent-lost",
             End::TimedOut(_) => "timed-out",
             End::BootTimedOut(_) => "boot-timed-out",
             End::Quit => "quit",
@@ -144,7 +158,7 @@ impl End {
             End::PoweredOff | End::Reset => code::DONE,
             End::DebugExit(value) => *value,
             End::Panicked { .. } => code::PANICKED,
-            End::Crashed { .. } => code::CRASHED,
+            End::Crashed { .. } | End::AgentLost(_) => code::CRASHED,
             End::TimedOut(_) | End::BootTimedOut(_) => code::TIMED_OUT,
             End::Quit => code::QUIT,
             End::Signalled(signal) => code::signalled(*signal),
@@ -164,6 +178,7 @@ impl End {
                 if short { fail.map(|fail| fail.hint("pass more --memory")) } else { fail }
             }
             End::Crashed { detail } => because(Why::Host, detail.clone()),
+            End::AgentLost(why) => because(Why::Host, format!("its agent is lost: {why}")),
             End::TimedOut(limit) => because(Why::Host, format!("it was not over after {limit}")),
             End::BootTimedOut(limit) => {
                 Some(Fail::new(Why::Host, "boot the guest").because(format!("no user space after {limit}")))
@@ -209,6 +224,8 @@ pub struct Times {
     pub first_instruction: Option<Duration>,
     /// To the end of the guest.
     pub end: Duration,
+    /// What all threads of this process have computed, if that is known: the guest's processors too.
+    pub cpu: Option<Duration>,
 }
 
 /// RAM of a run, in bytes.
@@ -223,48 +240,11 @@ pub struct Ram {
 impl Serialize for Times {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let millis = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
-        let mut object = serializer.serialize_struct("Times", 2)?;
+        let mut object = serializer.serialize_struct("Times", 3)?;
         object.serialize_field("first_instruction", &self.first_instruction.map(millis))?;
         object.serialize_field("end", &millis(self.end))?;
+        object.serialize_field("cpu", &self.cpu.map(millis))?;
         object.end()
-    }
-}
-
-/// The one-line result object: the same keys for every run, those that do not apply are null.
-#[derive(Serialize)]
-struct Line<'a> {
-    end: &'a str,
-    exit_code: u8,
-    command: Option<CommandLine>,
-    error: Option<String>,
-    hint: Option<&'a str>,
-    accel: Option<Accel>,
-    cpus: Option<u32>,
-    times_ms: Option<Times>,
-    exits: Option<&'a BTreeMap<&'static str, u64>>,
-    memory_bytes: Option<Ram>,
-    hang: Option<&'a Hang>,
-}
-
-/// How the command ended, in the result object.
-#[derive(Serialize)]
-struct CommandLine {
-    end: &'static str,
-    exit_code: Option<u8>,
-    signal: Option<u8>,
-    healthy: bool,
-    findings: Vec<Finding>,
-}
-
-impl CommandLine {
-    fn of(ended: &Ended) -> CommandLine {
-        let (exit_code, signal) = match ended.outcome {
-            Some(Outcome::Code(code)) => (Some(code), None),
-            Some(Outcome::Signal(signal)) => (None, Some(signal)),
-            _ => (None, None),
-        };
-        let (healthy, findings) = (ended.health.is_good(), ended.health.findings.clone());
-        CommandLine { end: ended.name(), exit_code, signal, healthy, findings }
     }
 }
 
@@ -275,7 +255,7 @@ impl Report {
             end,
             accel: plan.accel.here(),
             cpus: plan.cpus,
-            times: Times { first_instruction: None, end: started.elapsed() },
+            times: Times { end: started.elapsed(), ..Times::default() },
             exits: Kind::NAMES.iter().map(|(_, name)| (*name, 0)).collect(),
             memory: Ram { size: plan.memory.bytes(), touched: 0 },
             mid_line: false,
@@ -296,6 +276,11 @@ impl Report {
         self.command.as_ref().filter(|_| matches!(self.end, End::PoweredOff | End::Reset))
     }
 
+    /// Why the run is what it is.
+    pub fn cause(&self) -> Cause {
+        self.decisive().map_or_else(|| self.end.cause(), Ended::cause)
+    }
+
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
         self.decisive().map_or_else(|| self.end.exit_code(), Ended::exit_code)
@@ -312,46 +297,6 @@ impl Report {
         let wanted = !matches!(self.end, End::Quit | End::Signalled(_)) || self.hang.is_some();
         if unfinished && wanted { &self.last_lines } else { &[] }
     }
-
-    /// The result object, on one line, without its newline.
-    pub fn json(&self) -> String {
-        let complaint = self.complaint();
-        line(&Line {
-            end: self.end.name(),
-            exit_code: self.exit_code(),
-            command: self.command.as_ref().map(CommandLine::of),
-            error: complaint.as_ref().map(Fail::summary),
-            hint: complaint.as_ref().and_then(Fail::remedy),
-            accel: Some(self.accel),
-            cpus: Some(self.cpus),
-            times_ms: Some(self.times),
-            exits: Some(&self.exits),
-            memory_bytes: Some(self.memory),
-            hang: self.hang.as_ref(),
-        })
-    }
-}
-
-/// The result object of a run that came to nothing because of `fail`.
-pub fn json_before_start(fail: &Fail) -> String {
-    line(&Line {
-        end: "not-started",
-        exit_code: code_before_start(fail),
-        command: None,
-        error: Some(fail.summary()),
-        hint: fail.remedy(),
-        accel: None,
-        cpus: None,
-        times_ms: None,
-        exits: None,
-        memory_bytes: None,
-        hang: None,
-    })
-}
-
-fn line(line: &Line<'_>) -> String {
-    // Strings and numbers only: there is nothing that JSON could not say.
-    serde_json::to_string(line).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -419,6 +364,7 @@ mod tests {
             times: Times {
                 first_instruction: Some(Duration::from_micros(1900)),
                 end: Duration::from_micros(12345),
+                cpu: Some(Duration::from_micros(7100)),
             },
             exits: BTreeMap::from([("io", 3)]),
             memory: Ram { size: 1 << 20, touched: 4096 },
@@ -429,7 +375,7 @@ mod tests {
         };
         assert_eq!(
             report.json(),
-            r#"{"end":"debug-exit","exit_code":3,"command":null,"error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096},"hang":null}"#
+            r#"{"end":"debug-exit","exit_code":3,"command":null,"cause":"debug-exit","error":null,"hint":null,"accel":"kvm","cpus":1,"times_ms":{"first_instruction":1.9,"end":12.345,"cpu":7.1},"exits":{"io":3},"memory_bytes":{"size":1048576,"touched":4096},"hang":null}"#
         );
         // Who asks is told what it was, not that it was left open.
         let unborn = Report::unborn(&Plan::default(), End::Signalled(15), Instant::now());

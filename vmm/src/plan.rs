@@ -26,7 +26,7 @@ pub use self::container::Container;
 pub use self::devices::Device;
 pub use self::identity::{GenerationId, Smbios, Uuid};
 pub use self::metrics::Metrics;
-pub use choices::{Accel, Irqchip, KernelMemory, OnReset, Protocol, Transport};
+pub use choices::{Accel, Irqchip, KernelMemory, Ktap, OnReset, Protocol, Transport};
 pub use cmdline::{Cmdline, DEFAULT_CMDLINE, NO_PCI};
 pub use units::{Period, Size};
 

@@ -3,6 +3,8 @@
 //! The guest's agent calls this process ([`base::host::Answers`]), and the wire of [`agent`] goes over that
 //! connection, a socket pair: nothing is in the file system. When the command has ended, the guest is told to power off.
 
+mod ears;
+mod ended;
 mod keys;
 
 use std::io::{self, ErrorKind};
@@ -14,12 +16,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent::client::{Client, Remote, Streams};
-use agent::wire::{Exec, Message, Outcome};
-use base::{Doing, Fail, Result, Why};
+use agent::wire::Exec;
+use base::{Doing, Result, Why};
 
-use crate::health::Health;
+use self::ears::Ears;
+pub use self::ended::Ended;
 use crate::host::LinuxHost;
-use crate::outcome::code;
+use crate::outcome::End;
 use crate::plan::{Command, PORT};
 use crate::{quote, terminal};
 
@@ -37,95 +40,6 @@ pub struct Session {
     changes: Option<OwnedFd>,
 }
 
-/// How a session ended.
-#[derive(Debug, Default)]
-pub struct Ended {
-    /// What was to run.
-    pub command: Command,
-    /// The guest's agent has called, so there was a guest that could have run it.
-    pub called: bool,
-    /// How the command did; `None` if the machine ended before it.
-    pub outcome: Option<Outcome>,
-    /// Why there was no command: the guest could not be set up for it.
-    pub trouble: Option<String>,
-    /// Why some of its output could not be written.
-    pub lost: Option<io::Error>,
-    /// What the guest's kernel said of itself.
-    pub health: Health,
-}
-
-impl Ended {
-    /// The exit code of a run whose machine ended as it was told to.
-    pub fn exit_code(&self) -> u8 {
-        match (self.outcome, &self.trouble) {
-            (Some(outcome), _) if outcome.code() != code::DONE => outcome.code(),
-            (Some(_), _) if self.lost.as_ref().is_some_and(|cause| cause.kind() != ErrorKind::BrokenPipe) => {
-                code::HOST
-            }
-            (Some(_), _) if !self.health.is_good() => code::UNHEALTHY,
-            (Some(_), _) => code::DONE,
-            (None, Some(_)) => code::NOT_STARTED,
-            (None, None) if !self.called => code::NOT_STARTED,
-            (None, None) => code::CRASHED,
-        }
-    }
-
-    /// What has to be told of it, for a machine that ended as it was told to.
-    pub fn complaint(&self) -> Option<Fail> {
-        match (self.outcome, &self.trouble, &self.lost) {
-            (Some(_), _, Some(cause)) if cause.kind() != ErrorKind::BrokenPipe => {
-                Some(Fail::new(Why::Host, "write the output of the command").because(cause.to_string()))
-            }
-            (Some(outcome), ..) => self.refusal(outcome).or_else(|| {
-                let cause = self.health.summary()?;
-                let fail = Fail::new(Why::Host, "judge the guest's kernel").because(cause);
-                Some(fail.hint("pass --allow TEXT if that is expected"))
-            }),
-            (None, Some(trouble), _) => {
-                Some(Fail::new(Why::Host, "set up the guest").because(trouble.clone()))
-            }
-            (None, None, _) if !self.called => Some(
-                Fail::new(Why::Host, "set up the guest").because("it ended before its agent called").hint(
-                    "its kernel needs CONFIG_VIRTIO_VSOCKETS for that, and CONFIG_VIRTIO_MMIO or CONFIG_VIRTIO_PCI",
-                ),
-            ),
-            (None, None, _) => {
-                Some(Fail::new(Why::Host, "run the guest").because("it ended before its command did"))
-            }
-        }
-    }
-
-    /// What has to be told of a command that never ran.
-    fn refusal(&self, outcome: Outcome) -> Option<Fail> {
-        let Command { argv, workdir, user, .. } = &self.command;
-        let name = argv.first().map_or("", String::as_str);
-        let os = io::Error::from_raw_os_error;
-        let fail = |doing: String| Fail::new(Why::Missing, doing);
-        match outcome {
-            Outcome::Code(_) | Outcome::Signal(_) => None,
-            Outcome::NoProgram(errno) => Some(fail(format!("run {name} in the guest")).because(os(errno))),
-            Outcome::NoDirectory(errno) => {
-                let doing = format!("start {name} in {} of the guest", workdir.display());
-                Some(fail(doing).because(os(errno)))
-            }
-            Outcome::NoUser => {
-                Some(fail(format!("run {name} as {user}")).because("the guest has no such user or group"))
-            }
-        }
-    }
-
-    /// Its name in the result object.
-    pub fn name(&self) -> &'static str {
-        match self.outcome {
-            Some(Outcome::Code(_)) => "exited",
-            Some(Outcome::Signal(_)) => "signalled",
-            Some(_) => "not-run",
-            None if self.trouble.is_some() || !self.called => "not-started",
-            None => "unfinished",
-        }
-    }
-}
-
 /// A session that goes on.
 pub struct Running {
     ended: Receiver<Ended>,
@@ -134,6 +48,7 @@ pub struct Running {
     remote: Arc<Mutex<Option<Remote>>>,
     /// The guest is ready for its command.
     arrived: Arc<AtomicBool>,
+    ears: Arc<Ears>,
     wire: OwnedFd,
     command: Command,
 }
@@ -164,14 +79,14 @@ impl Session {
         })
     }
 
-    /// Waits for the guest to call, in a thread of its own. `late` is called if the guest then does not power off, `quit`
-    /// if the operator wants the end.
+    /// Waits for the guest to call, in a thread of its own. `late` is called if the guest does not power off when that is over,
+    /// `quit` if the operator wants the end.
     ///
     /// # Errors
     /// The host has no thread for it.
     pub fn start(
         mut self,
-        late: impl FnOnce() + Send + 'static,
+        late: impl FnOnce(End) + Send + 'static,
         quit: impl FnOnce() + Send + 'static,
     ) -> Result<Running> {
         let (tell, ended) = channel();
@@ -180,6 +95,8 @@ impl Session {
         let slot = remote.clone();
         let arrived: Arc<AtomicBool> = Arc::default();
         let arrival = arrived.clone();
+        let ears = Arc::new(Ears::new(&self.command));
+        let hearing = ears.clone();
         let command = self.command.clone();
         let doing = || "start the session with the guest";
         let wire = self.wire.try_clone().doing(Why::Host, doing)?;
@@ -198,17 +115,22 @@ impl Session {
             .name("session".into())
             .spawn(move || {
                 let mut client = None;
-                let outcome = self.converse(&mut client, &slot, &arrival, quit);
-                let done = outcome.outcome.is_some() || outcome.trouble.is_some();
+                let outcome = self.converse(&mut client, &slot, &arrival, hearing, quit);
+                let over = match &outcome.broken {
+                    Some(why) => Some(End::AgentLost(why.clone())),
+                    None => {
+                        (outcome.outcome.is_some() || outcome.trouble.is_some()).then_some(End::PoweredOff)
+                    }
+                };
                 // Nobody listens any more if the machine has ended and its patience with us, too.
                 let _ = tell.send(outcome);
                 let silent = matches!(ending.recv_timeout(FAREWELL), Err(RecvTimeoutError::Timeout));
-                if done && silent {
-                    late();
+                if let Some(end) = over.filter(|_| silent) {
+                    late(end);
                 }
             })
             .doing(Why::Host, doing)?;
-        Ok(Running { ended, over, remote, arrived, wire, command })
+        Ok(Running { ended, over, remote, arrived, ears, wire, command })
     }
 
     /// Runs the command. The client outlives this: without it the guest takes its host for gone.
@@ -217,15 +139,12 @@ impl Session {
         client: &mut Option<Client>,
         slot: &Mutex<Option<Remote>>,
         arrival: &AtomicBool,
+        ears: Arc<Ears>,
         quit: impl FnOnce() + Send + 'static,
     ) -> Ended {
         let exec = exec(&self.command);
-        let health = Arc::new(Mutex::new(Health::new(self.command.allow.clone())));
-        let heard = health.clone();
-        let listen =
-            move |message: Message| heard.lock().unwrap_or_else(PoisonError::into_inner).hear(&message);
         let ended = Ended { command: self.command, ..Ended::default() };
-        let client = match Client::listening(self.wire, FOREVER, Box::new(listen)) {
+        let client = match Client::listening(self.wire, FOREVER, Box::new(move |said| ears.hear(said))) {
             Ok(found) => client.insert(found),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return ended,
             Err(error) => {
@@ -254,11 +173,13 @@ impl Session {
         let Ok(process) = client.start(exec, self.streams) else { return ended };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
         let outputs = process.outputs();
-        let outcome = process.wait().ok();
+        let (outcome, broken) = match process.wait() {
+            Ok(outcome) => (Some(outcome), None),
+            Err(error) => (None, Some(quote::line(error.to_string().as_bytes()))),
+        };
         slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = client.shut_down();
-        let health = health.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Ended { outcome, lost: outputs.error(), health, ..ended }
+        Ended { outcome, broken, lost: outputs.error(), ..ended }
     }
 }
 
@@ -294,7 +215,8 @@ impl Running {
         let _ = rustix::net::shutdown(&self.wire, rustix::net::Shutdown::Both);
         // Who waits for a call hears of its end at once: it is output that takes so long, so there was one.
         let unfinished = Ended { command: self.command, called: true, ..Ended::default() };
-        self.ended.recv_timeout(patience).unwrap_or(unfinished)
+        let ended = self.ended.recv_timeout(patience).unwrap_or(unfinished);
+        self.ears.tell(ended)
     }
 }
 
@@ -321,6 +243,8 @@ mod tests {
 
     use agent::wire::{Frame, VERSION};
 
+    use crate::outcome::code;
+
     use super::*;
 
     /// How a session ends whose guest says these bytes and hangs up.
@@ -336,7 +260,7 @@ mod tests {
             streams: Streams::default(),
             changes: None,
         };
-        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), || ())
+        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), Arc::default(), || ())
     }
 
     #[test]

@@ -15,9 +15,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::retry_on_intr;
 
 use crate::flow::{Inflow, Outflow};
-use crate::wire::{
-    Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Message, Outcome, Size, Stream, VERSION,
-};
+use crate::heard::{Heard, Said};
+use crate::wire::{Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Outcome, Size, Stream, VERSION};
 
 /// The host's end of a wire. Dropping it cuts the wire.
 pub struct Client {
@@ -32,12 +31,8 @@ struct Link {
     /// Held while a frame is written, so that frames do not mix.
     writing: Mutex<()>,
     programs: Mutex<Programs>,
-    /// Told what the guest's kernel says.
     heard: Heard,
 }
-
-/// Told what the guest's kernel says.
-pub type Heard = Box<dyn Fn(Message) + Send + Sync>;
 
 #[derive(Default)]
 struct Programs {
@@ -124,7 +119,7 @@ impl Client {
         Client::listening(wire, patience, Box::new(|_| ()))
     }
 
-    /// As [`Client::connect`]; `heard` is told what the guest's kernel says.
+    /// As [`Client::connect`]; `heard` is told what the guest says.
     ///
     /// # Errors
     /// As there; or the guest cannot be set up, and says why.
@@ -290,7 +285,7 @@ impl Link {
                 Ok(())
             }
             Frame::Message(message) => {
-                (self.heard)(message);
+                (self.heard)(Said::Kernel(message));
                 Ok(())
             }
             _ => Err(Malformed("a frame came from the wrong end")),
@@ -405,6 +400,7 @@ impl Carrier {
             if bytes.is_empty() {
                 return;
             }
+            (link.heard)(Said::Program(stream, &bytes));
             if let Some(to) = to.as_ref().filter(|_| wanted) {
                 if let Err(error) = write_all(to, &bytes) {
                     wanted = false;

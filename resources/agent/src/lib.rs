@@ -9,6 +9,7 @@ mod backlog;
 pub mod client;
 mod clock;
 pub mod flow;
+pub mod heard;
 mod kernel_log;
 pub mod orders;
 mod process;

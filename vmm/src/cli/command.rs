@@ -46,7 +46,7 @@ pub fn typed(words: &[OsString]) -> Option<&'static str> {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 the guest powered off or reset, N it wrote N to a debug-exit port or its command ended with N (126 not \
-executable, 127 not found, 128+N ended by signal N), 120 its kernel panicked, 121 its command succeeded but its \
+executable, 127 not found, 128+N ended by signal N), 119 its command succeeded but tests failed, 120 its kernel panicked, 121 its command succeeded but its \
 kernel did not stay healthy, 122 it crashed (triple fault), or ended before its command did, 123 the host failed during \
 the run, 124 the time was up, 125 the machine could not be started, 2 the command line or plan makes no sense, 130 ended with Ctrl-a x, 128+N ended by signal N";
 
@@ -346,6 +346,10 @@ fn output_flags(run: Command) -> Command {
                 .default_missing_value("-")
                 .value_parser(value_parser!(PathBuf))
                 .help("Write the result as one JSON line: to FILE, or as the last line of standard output"),
+        )
+        .arg(
+            path("junit", "FILE")
+                .help("Write the result, and the tests that the guest tells of, as JUnit has it: to FILE, or - for standard output"),
         )
         .arg(Arg::new("metrics").long("metrics").value_name("FILE[,every=TIME]").help(
             "Write the counters of the machine and its devices to FILE while it runs [default: every=1s]",

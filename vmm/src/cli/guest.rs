@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, ValueHint, value_parser};
 
-use crate::plan::{Access, Cmdline, Command, Container, Initrd, Plan, Root, Volume};
+use crate::plan::{Access, Cmdline, Command, Container, Initrd, Ktap, Plan, Root, Volume};
 
 /// What a kernel prints on its console if nobody asked for more: warnings and worse. Each line costs a start some time.
 const CALM: &str = "loglevel=5";
@@ -20,6 +20,9 @@ pub fn flags(run: Clap) -> Clap {
     surroundings(roots(run.next_help_heading("Command")))
         .arg(Arg::new("allow").long("allow").value_name("TEXT").action(ArgAction::Append).help(
             "Expect complaints of the guest's kernel with this in them, such as the name of a function",
+        ))
+        .arg(Arg::new("ktap").long("ktap").value_name("HOW").value_parser(value_parser!(Ktap)).help(
+            "What becomes of tests that the command, or the kernel, tells of in KTAP or TAP [default: strict]",
         ))
         .arg(
             Arg::new("command")
@@ -115,7 +118,7 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     let words = matches.get_many::<OsString>("command").into_iter().flatten();
     let argv = words.map(text).collect::<Result<Vec<_>>>()?;
     if plan.command.is_none() && argv.is_empty() && !matches.contains_id("image") {
-        let idle = ["root", "entrypoint", "rw", "volume", "env", "workdir", "user", "hostname"];
+        let idle = ["root", "entrypoint", "rw", "volume", "env", "workdir", "user", "hostname", "ktap"];
         let switches = ["tty", "interactive"];
         let given = |name: &&&str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         return match idle.iter().chain(&switches).find(given) {
@@ -145,6 +148,7 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     super::run::set(matches, "workdir", &mut command.workdir);
     super::run::set(matches, "user", &mut command.user);
     super::run::set(matches, "hostname", &mut command.hostname);
+    super::run::set(matches, "ktap", &mut command.ktap);
     command.allow.extend(matches.get_many::<String>("allow").into_iter().flatten().cloned());
     if crate::lab::is_here() {
         command.allow.push(NESTED.to_owned());

@@ -11,6 +11,7 @@ mod kernels;
 mod lab;
 mod legend;
 mod papers;
+mod result;
 mod run;
 
 use std::ffi::OsString;

@@ -3,33 +3,27 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use base::host::{Access, Host};
 use base::sys::signals;
-use base::{Doing, Fail, Result, Why};
+use base::{Fail, Result, Why};
 use clap::ArgMatches;
 use devices::catalog::CATALOG;
-use devices::outlet::{Flow, Outlet};
 
 use super::command::HANDED;
 use super::lab::{Taken, take_over};
+use super::result::Papers;
 use super::{complain, say};
-use crate::host::{self, LinuxHost};
+use crate::hang::Hang;
 use crate::log;
 use crate::machine::{self, Scout};
-use crate::outcome::{self, End, Report, code};
+use crate::outcome::{self, End, Report};
 use crate::plan::{Accel, Cmdline, Initrd, Metrics, Plan, Smbios};
-
-/// How long the reader of the result may take nothing of it.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Carries out `mayfly run`; its exit code.
 pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
-    let json = matches.get_one::<PathBuf>("json").filter(|_| !matches.get_flag("dry-run"));
     // Before all else: a result that cannot be written should not cost a run.
-    let sink = match json.map(|path| Sink::open(path)).transpose() {
-        Ok(sink) => sink,
+    let papers = match Papers::open(&matches) {
+        Ok(papers) => papers,
         Err(fail) => {
             complain(&fail);
             return outcome::code_before_start(&fail);
@@ -37,12 +31,11 @@ pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
     };
     signals::prefer_errors();
     match attempt(matches, scout) {
-        Ok(Attempt::Ran(report)) => conclude(&report, sink),
+        Ok(Attempt::Ran(report)) => conclude(*report, papers),
         Ok(Attempt::Answered(code)) => code,
         Err(fail) => {
             complain(&fail);
-            let code = outcome::code_before_start(&fail);
-            sink.map_or(code, |sink| sink.deliver(&outcome::json_before_start(&fail), code))
+            papers.tell_failure(&fail)
         }
     }
 }
@@ -156,80 +149,18 @@ fn print(plan: &Plan) -> Result<u8> {
 }
 
 /// Tells how it ended; the exit code.
-fn conclude(report: &Report, sink: Option<Sink>) -> u8 {
-    let to_stdout = matches!(sink, Some(Sink::Stdout));
-    if report.mid_line && !to_stdout && std::io::stdout().is_terminal() {
+fn conclude(report: Report, papers: Papers) -> u8 {
+    if report.mid_line && !papers.on_stdout() && std::io::stdout().is_terminal() {
         say("\n");
     }
     if let Some(fail) = report.complaint() {
         complain(&fail);
-        report.hang.iter().flat_map(|hang| hang.lines()).for_each(|line| log::tell(&line));
+        report.hang.iter().flat_map(Hang::lines).for_each(|line| log::tell(&line));
         for line in report.last_words() {
             log::tell(&format!("  | {line}"));
         }
     }
-    let code = report.exit_code();
-    // On standard output the result has a line of its own.
-    let fresh = if report.mid_line && to_stdout { "\n" } else { "" };
-    sink.map_or(code, |sink| sink.deliver(&format!("{fresh}{}", report.json()), code))
-}
-
-/// Where the result object goes.
-enum Sink {
-    Stdout,
-    File(PathBuf, Outlet),
-}
-
-impl Sink {
-    /// Opens it once, as an output of a device is opened: a pipe needs its reader first, and nothing waits for one.
-    fn open(path: &Path) -> Result<Sink> {
-        if path == Path::new("-") {
-            return Ok(Sink::Stdout);
-        }
-        let file = LinuxHost::default().open(
-            "result file",
-            path,
-            Access { create: true, write: true, ..Access::default() },
-        )?;
-        let outlet = Outlet::new(file.into())
-            .doing(Why::Host, || format!("look at the result file {}", path.display()))?;
-        Ok(Sink::File(path.to_owned(), outlet))
-    }
-
-    /// Writes the result of a run that would end with `code`; the code with which it does end.
-    fn deliver(self, line: &str, code: u8) -> u8 {
-        let to_stdout = matches!(self, Sink::Stdout);
-        let failed = match self.write(line) {
-            Ok(Flow::Drained | Flow::Stuck) => return code,
-            // As with the output of the guest: the reader has had enough.
-            Ok(Flow::Closed) if to_stdout => code::QUIT,
-            Ok(Flow::Closed) => {
-                complain(&Fail::new(Why::Host, "write the result").because("its reader has gone"));
-                code::HOST
-            }
-            Ok(Flow::Broken(cause)) => {
-                complain(&Fail::new(Why::Host, "write the result").because(cause));
-                code::HOST
-            }
-            Err(fail) => {
-                complain(&fail);
-                code::HOST
-            }
-        };
-        if code == code::DONE { failed } else { code }
-    }
-
-    fn write(self, line: &str) -> Result<Flow> {
-        let (name, mut outlet) = match self {
-            Sink::Stdout => {
-                let outlet = host::share::output().and_then(Outlet::new);
-                ("the result".to_owned(), outlet.doing(Why::Host, || "write the result")?)
-            }
-            Sink::File(path, outlet) => (format!("the result to {}", path.display()), outlet),
-        };
-        line.bytes().chain([b'\n']).for_each(|byte| outlet.push(byte));
-        outlet.finish(&name, PATIENCE)
-    }
+    papers.tell(report)
 }
 
 #[cfg(test)]

@@ -36,7 +36,9 @@ fn a_guest_that_does_not_come_to_user_space_is_ended() {
         assert!(matches!(report.end, End::BootTimedOut(_)), "{report:?}");
         assert_eq!(report.exit_code(), 124);
         assert!(
-            report.json().starts_with(r#"{"end":"boot-timed-out","exit_code":124,"#),
+            report.json().starts_with(
+                r#"{"end":"boot-timed-out","exit_code":124,"command":null,"cause":"boot-timeout","#
+            ),
             "{}",
             report.json()
         );

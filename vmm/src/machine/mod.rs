@@ -217,7 +217,7 @@ impl Machine {
             end: end.explained_by(&watch).explained_by(&overheard),
             accel: plan.accel.here(),
             cpus: plan.cpus,
-            times: Times { first_instruction: Some(first_instruction), end: started.elapsed() },
+            times: Times { first_instruction: Some(first_instruction), end: started.elapsed(), cpu: None },
             exits: Kind::NAMES.iter().zip(&self.board.exits).map(|((_, name), n)| (*name, n.get())).collect(),
             memory: Ram { size: self.memory.len(), touched: self.memory.resident().unwrap_or(0) },
             mid_line: watch.mid_line() || overheard.mid_line(),
@@ -245,7 +245,7 @@ impl Machine {
     /// Lets a session begin: it hears the signals before this machine does.
     fn open(&mut self, session: Session) -> Result<session::Running> {
         let (late, quit) = (self.control.reports.clone(), self.control.reports.clone());
-        let running = session.start(move || late.end(End::PoweredOff), move || quit.end(End::Quit))?;
+        let running = session.start(move |end| late.end(end), move || quit.end(End::Quit))?;
         self.control.courier = Some(Box::new(running.courier()));
         Ok(running)
     }

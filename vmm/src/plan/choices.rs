@@ -31,6 +31,19 @@ pub enum KernelMemory {
     Copied,
 }
 
+/// What results of tests are good for that a command, or the guest's kernel, writes as KTAP or TAP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Ktap {
+    /// A command that ends with 0 although tests failed is no success.
+    #[default]
+    Strict,
+    /// They are told of, and the command's own end counts.
+    Report,
+    /// Nobody looks for them.
+    Off,
+}
+
 /// Who emulates the interrupt controllers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]

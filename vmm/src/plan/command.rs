@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Container, Device, Initrd, Plan};
+use super::{Container, Device, Initrd, Ktap, Plan};
 
 /// The port of the host's at which this process answers its agent: `mayf`, so that nobody else wants it.
 pub const PORT: u32 = u32::from_be_bytes(*b"mayf");
@@ -46,6 +46,8 @@ pub struct Command {
     pub volumes: Vec<Volume>,
     /// Texts in complaints of the kernel's that are expected.
     pub allow: Vec<String>,
+    /// What results of tests are good for.
+    pub ktap: Ktap,
 }
 
 impl Default for Command {
@@ -60,6 +62,7 @@ impl Default for Command {
             root: Root::default(),
             volumes: Vec::new(),
             allow: Vec::new(),
+            ktap: Ktap::default(),
         }
     }
 }
