@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tempfile::TempDir;
 
 /// Time for a script unless it says otherwise.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(300);
 /// Time for the ground itself to start, beyond what its first script may take.
 const START: Duration = Duration::from_secs(120);
 /// Time for the ground itself to answer, beyond what a later script may take.

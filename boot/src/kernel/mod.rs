@@ -9,6 +9,7 @@ mod elf;
 mod kallsyms;
 mod payload;
 pub mod scan;
+mod shelf;
 mod source;
 mod symbols;
 
@@ -27,6 +28,7 @@ use serde::Serialize;
 use self::bzimage::BzImage;
 use self::elf::Elf;
 pub use self::payload::Compression;
+use self::shelf::{Shelf, Unpacked};
 use self::source::Source;
 pub(crate) use self::source::read_into;
 pub use self::symbols::Symbols;
@@ -63,6 +65,7 @@ pub struct Kernel {
     source: Source,
     form: Form,
     packed: bool,
+    shelf: Option<PathBuf>,
 }
 
 /// A kernel in guest memory.
@@ -199,13 +202,20 @@ impl Kernel {
 
     fn recognise(name: String, source: Source) -> Result<Kernel> {
         let form = recognise(&source).map_err(|reason| refuse(&name, reason))?;
-        Ok(Kernel { name, path: None, passed_over: None, source, form, packed: false })
+        Ok(Kernel { name, path: None, passed_over: None, source, form, packed: false, shelf: None })
     }
 
     /// Leaves a bzImage packed: the guest unpacks itself, as it does on hardware.
     #[must_use]
     pub fn keep_packed(self) -> Kernel {
         Kernel { packed: true, ..self }
+    }
+
+    /// Keeps what is unpacked of it in the directory `shelf` for the next time, and takes it from there. Nothing fails
+    /// where that cannot be written; what is there can be removed at any time.
+    #[must_use]
+    pub fn kept_in(self, shelf: PathBuf) -> Kernel {
+        Kernel { shelf: Some(shelf), ..self }
     }
 
     /// How failures call it: the path it was opened by.
@@ -271,7 +281,7 @@ impl Kernel {
         match &self.form {
             Form::Elf(elf) => Ok(Some(with(elf, &self.source))),
             Form::BzImage(image) if image.compression.unpacks() => {
-                let (elf, source) = self.unpack(image)?;
+                let Unpacked { elf, source, .. } = self.unpacked(image)?;
                 Ok(Some(with(&elf, &source)))
             }
             Form::BzImage(_) => Ok(None),
@@ -295,16 +305,28 @@ impl Kernel {
         written.unwrap_or(Ok(false)).doing(Why::Host, || format!("unpack kernel {}", self.name))
     }
 
-    fn unpack(&self, image: &BzImage) -> Result<(Elf, Source)> {
-        let unpack = || {
-            let source = image.unpack(&self.source)?;
-            let magic = source.prefix(0, elf::MAGIC.len()).map_err(|error| error.to_string())?;
-            if magic != elf::MAGIC {
-                return Err("its payload does not unpack to an ELF file".to_owned());
-            }
-            Ok((Elf::parse(&source).map_err(|reason| format!("in its payload, {reason}"))?, source))
+    /// Unpacks a bzImage, so that it is on its shelf when it is needed.
+    ///
+    /// # Errors
+    /// It is broken.
+    pub fn prepare(&self) -> Result<()> {
+        self.with_elf(|_, _| ()).map(|_| ())
+    }
+
+    /// What is packed in `image`: from the shelf, or unpacked now.
+    fn unpacked(&self, image: &BzImage) -> Result<Unpacked> {
+        let shelf = match (&self.shelf, &self.source) {
+            (Some(dir), Source::File(file, _)) => Shelf::new(dir, file),
+            _ => None,
         };
-        unpack().map_err(|reason| refuse(&self.name, reason))
+        if let Some(found) = shelf.as_ref().and_then(Shelf::find) {
+            return Ok(found);
+        }
+        let unpacked = unpack(image, &self.source).map_err(|reason| refuse(&self.name, reason))?;
+        if let Some(shelf) = shelf {
+            shelf.keep(&unpacked);
+        }
+        Ok(unpacked)
     }
 
     /// Brings the kernel to its place in memory that has never been written.
@@ -323,9 +345,7 @@ impl Kernel {
                 Placed { only_pvh, ..self.load_elf(elf, &mut source, loading, memory, map)? }
             }
             Form::BzImage(image) if image.compression.unpacks() && !self.packed => {
-                let (elf, mut source) = self.unpack(image)?;
-                // While it is at hand: a search takes little beside the unpacking.
-                let acpi = scan::config(&elf, &source).and_then(|config| has_acpi(&config));
+                let Unpacked { elf, mut source, acpi } = self.unpacked(image)?;
                 let placed = self.load_elf(&elf, &mut source, loading, memory, map)?;
                 Placed { header: image.header, acpi, ..placed }
             }
@@ -379,6 +399,18 @@ impl Kernel {
         let linux = image.load(&mut source, memory, start).doing(Why::Host, loading)?;
         Ok(Placed { linux, pvh: None, end, header: image.header, only_pvh: false, acpi: None })
     }
+}
+
+fn unpack(image: &BzImage, packed: &Source) -> Claim<Unpacked> {
+    let source = image.unpack(packed)?;
+    let magic = source.prefix(0, elf::MAGIC.len()).map_err(|error| error.to_string())?;
+    if magic != elf::MAGIC {
+        return Err("its payload does not unpack to an ELF file".to_owned());
+    }
+    let elf = Elf::parse(&source).map_err(|reason| format!("in its payload, {reason}"))?;
+    // While it is at hand: a search takes little beside the unpacking.
+    let acpi = scan::config(&elf, &source).and_then(|config| has_acpi(&config));
+    Ok(Unpacked { elf, source, acpi })
 }
 
 /// The remedy for what is no kernel.

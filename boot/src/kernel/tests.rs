@@ -6,6 +6,7 @@ use std::io::Write as _;
 use vm_memory::{Bytes, GuestAddress};
 
 mod found;
+mod kept;
 mod loading;
 
 const MIB: u64 = 1 << 20;

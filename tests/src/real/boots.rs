@@ -99,7 +99,7 @@ fn builtin() -> Case {
     Case::new("real::boots::builtin_initrd", |room| {
         let (kernel, _) = stock(Flavour::Cloud)?;
         let output =
-            room.guest(&format!("--kernel {} --initrd builtin --timeout 90s", kernel.bzimage().display()))?;
+            room.guest(&format!("--kernel {} --initrd builtin --timeout 240s", kernel.bzimage().display()))?;
         output.code(0)?.mentions(&kernel.release)?;
         healthy(&output)
     })
@@ -125,7 +125,7 @@ fn input() -> Case {
         let (kernel, initrd) = stock(Flavour::Cloud)?;
         let script = format!(
             "(until grep -q ready out 2>/dev/null; do sleep 0.1; done; echo hello there) | \
-             {} run {} --kernel {} --initrd {} --timeout 90s --cmdline 'quiet test.do=read' >out; s=$?; \
+             {} run {} --kernel {} --initrd {} --timeout 240s --cmdline 'quiet test.do=read' >out; s=$?; \
              cat out; exit $s",
             room.mayfly.display(),
             room.ground.options(),

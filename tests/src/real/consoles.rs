@@ -30,7 +30,7 @@ pub fn cases() -> Vec<Case> {
         let (kernel, initrd) = with_module(room, Flavour::Cloud, "")?;
         // Nothing on the serial port: the last words come over hvc0 only.
         let output = room.guest(&format!(
-            "--kernel {kernel} {initrd} --timeout 90s --serial none --console file=hvc0 \
+            "--kernel {kernel} {initrd} --timeout 240s --serial none --console file=hvc0 \
              --cmdline-only 'console=hvc0 reboot=k panic=-1 pci=off test.do=consoles test.end=panic'"
         ))?;
         output.code(120)?;
@@ -57,7 +57,7 @@ fn talk(room: &mut Room<'_>, flavour: Flavour, arguments: &str) -> Verdict {
     let mayfly = quote(&room.mayfly.display().to_string());
     let options = room.ground.options();
     let output = room.shell(&format!(
-        "echo request1 | {mayfly} run {options} --kernel {kernel} {initrds} --timeout 90s {arguments} \
+        "echo request1 | {mayfly} run {options} --kernel {kernel} {initrds} --timeout 240s {arguments} \
            --serial file=serial --console file=hvc0 --console to=stdio,name=org.mayfly.test \
            --cmdline 'console=hvc0 quiet test.do=consoles'; code=$?
          cat serial hvc0; exit $code"

@@ -154,7 +154,7 @@ fn killed(room: &mut Room<'_>, make: Make) -> Verdict {
     let (kernel, initrd) = stock(Flavour::Cloud)?;
     let before = prepare(room, make, "disk", 64)?;
     let run = format!(
-        "{} run {} --kernel {} --initrd {} --timeout 90s {} --cmdline 'quiet test.do=synced'",
+        "{} run {} --kernel {} --initrd {} --timeout 240s {} --cmdline 'quiet test.do=synced'",
         quote(&room.mayfly.display().to_string()),
         room.ground.options(),
         kernel.bzimage().display(),

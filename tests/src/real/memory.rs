@@ -93,7 +93,7 @@ fn plain(room: &mut Room<'_>, arguments: &str, word: &str, script: &str) -> Resu
     let more = room.dir.join("more.cpio");
     initramfs::write_more(&kernel, &more, "memory", &format!("{WORDS}{script}"), &["virtio_balloon"], &[])?;
     let output = room.guest(&format!(
-        "--kernel {} --initrd {} --initrd more.cpio --timeout 90s {arguments} --cmdline 'quiet {word} test.do=memory'",
+        "--kernel {} --initrd {} --initrd more.cpio --timeout 240s {arguments} --cmdline 'quiet {word} test.do=memory'",
         kernel.bzimage().display(),
         initrd.display()
     ))?;

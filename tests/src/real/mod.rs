@@ -98,7 +98,7 @@ pub(crate) fn boot(
     arguments: &str,
 ) -> Result<Output, Stop> {
     let (kernel, initrd) = (kernel.display(), initrd.display());
-    room.guest(&format!("--kernel {kernel} --initrd {initrd} --timeout 90s {arguments}"))
+    room.guest(&format!("--kernel {kernel} --initrd {initrd} --timeout 240s {arguments}"))
 }
 
 /// The value that the guest said for `key`.

@@ -6,7 +6,6 @@ use std::io::ErrorKind;
 
 use base::host::Host;
 use base::{Fail, Result, Why};
-use boot::kernel::Kernel;
 use clap::ArgMatches;
 use devices::catalog;
 
@@ -17,7 +16,7 @@ use crate::lab::Ended;
 use crate::machine::{self, Scout};
 use crate::outcome::{code, code_before_start};
 use crate::plan::{Accel, Period, Plan, Size};
-use crate::{lab, log};
+use crate::{kernels, lab, log};
 
 /// RAM of the emulated host, unless something else is asked for.
 const MEMORY: Size = Size::mib(4096);
@@ -81,11 +80,14 @@ pub fn lab(matches: &ArgMatches) -> u8 {
 pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Option<Taken>> {
     let Some(reason) = reason(plan.accel, || probe(scout))? else { return Ok(None) };
     // Wrong inputs are found here, before an emulated host is booted for them.
-    machine::check(plan, &Kernel::find(&plan.kernel)?)?;
+    let kernel = kernels::open(&plan.kernel)?;
+    machine::check(plan, &kernel)?;
     let memory = memory(plan.memory, lab::room())?;
     // Held to the end of the run: what the other side locks, nobody here would see.
     let _held = claim(plan, &Elsewhere::default())?;
     lab::check()?;
+    // The other side finds it unpacked: there it would take twenty times as long.
+    kernel.prepare()?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     command.extend(there(std::env::args_os().skip(1), more));

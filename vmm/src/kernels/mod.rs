@@ -7,6 +7,7 @@ mod deb;
 use std::path::Path;
 
 use base::{Fail, Result, Why};
+use boot::kernel::Kernel;
 
 use self::apt::{Apt, Item};
 use self::cache::Package;
@@ -19,6 +20,18 @@ const USUAL: [&str; 4] = ["cloud-amd64", "virtual", "amd64", "generic"];
 /// The program that pulling needs and that is not installed, if one is missing.
 pub fn missing_tool() -> Option<&'static str> {
     apt::TOOLS.into_iter().find(|tool| crate::host::program::in_path(tool).is_none())
+}
+
+/// Opens the kernel of a run, as [`Kernel::find`] does. What is unpacked of it is kept for the next run.
+///
+/// # Errors
+/// As there.
+pub fn open(path: &Path) -> Result<Kernel> {
+    let kernel = Kernel::find(path)?;
+    Ok(match cache::home() {
+        Ok(home) => kernel.kept_in(home.join("unpacked")),
+        Err(_) => kernel,
+    })
 }
 
 /// The numbers in a name, by which versions are compared: 6.10 is later than 6.9.

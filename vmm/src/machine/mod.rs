@@ -36,6 +36,7 @@ use self::vcpu::Running;
 use crate::hang::Hang;
 use crate::host::LinuxHost;
 use crate::hv::{Kind, Stand, Vcpu, Vm};
+use crate::kernels;
 use crate::log;
 use crate::outcome::{End, Ram, Report, Times, Watch};
 use crate::plan::{OnReset, Plan};
@@ -80,7 +81,7 @@ fn live(
     let control = Control::new(deadline)?;
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes()))
         .doing(Why::Host, || format!("reserve {} of memory", plan.memory))?;
-    let kernel = Kernel::find(&plan.kernel)?;
+    let kernel = kernels::open(&plan.kernel)?;
     if first {
         name_kernel(plan, &kernel);
     }
