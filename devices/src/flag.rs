@@ -30,21 +30,39 @@ impl Form {
 pub fn parse<T: DeserializeOwned + JsonSchema>(form: &Form, text: &str) -> Result<T> {
     let first = text.split(',').next().unwrap_or_default();
     let full = if first.contains('=') { text.to_owned() } else { format!("{}={text}", form.bare) };
-    let fail = |cause| {
+    parse_full(full).map_err(|cause| {
         Fail::new(Why::Usage, format!("read --{} {text}", form.flag)).because(cause).hint(form.hint())
-    };
+    })
+}
+
+/// Reads a change of settings of the device `name`, `key=value,key=value`; `example` is a working one, for the hint.
+///
+/// # Errors
+/// As [`parse`].
+pub fn change<T: DeserializeOwned + JsonSchema>(name: &str, example: &str, text: &str) -> Result<T> {
+    let bare = text.split(',').find(|pair| !pair.contains('='));
+    let wrong = bare.map(|word| format!("`{word}` is not KEY=VALUE"));
+    wrong.map_or_else(|| parse_full(text.to_owned()), Err).map_err(|cause| {
+        Fail::new(Why::Usage, format!("change {name}: {text}"))
+            .because(cause)
+            .hint(format!("an example: {name} {example}"))
+    })
+}
+
+/// Reads a text in which every value has its key; or says what is wrong.
+fn parse_full<T: DeserializeOwned + JsonSchema>(full: String) -> std::result::Result<T, String> {
     // An empty list would be one that is not there, and a list can be that of all that is allowed; a file without a name
     // is none. Most of them come from a variable of a shell that is not set.
     let pairs = full.replace(",,", "\0");
     let mut pairs = pairs.split(',').filter_map(|pair| pair.split_once('='));
     if let Some((key, _)) = pairs.find(|(_, value)| value.is_empty()) {
-        return Err(fail(format!("{key}=: it has no value")));
+        return Err(format!("{key}=: it has no value"));
     }
     let full = gather(&full, |key| {
         let kind = schemars::schema_for!(T).pointer(&format!("/properties/{key}/type")).cloned();
         kind == Some("array".into())
     });
-    read(&full).map_err(|cause| fail(blame(&full, cause, |begin| read::<T>(begin).err())))
+    read(&full).map_err(|cause| blame(&full, cause, |begin| read::<T>(begin).err()))
 }
 
 /// Reads the text of a flag in which every value has its key; or says what is wrong.

@@ -75,6 +75,16 @@ impl Throttle {
         Throttle { clock, operations: operations.map(bucket), bytes: bytes.map(bucket) }
     }
 
+    /// Changes the limit of operations; its bucket is full.
+    pub fn limit_operations(&mut self, rate: Option<Rate>) {
+        self.operations = rate.map(|rate| Bucket { rate, full_at: 0 });
+    }
+
+    /// Changes the limit of bytes; its bucket is full.
+    pub fn limit_bytes(&mut self, rate: Option<Rate>) {
+        self.bytes = rate.map(|rate| Bucket { rate, full_at: 0 });
+    }
+
     /// Whether another request may be taken now.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::amount::Amount;
 use crate::catalog::{Body, Driver, Kind, Kit, Presence};
+use crate::flag;
 use crate::virtio::{Chain, Device, Io, Meters};
 
 /// Feature bits, section 5.5.3.
@@ -67,6 +68,28 @@ fn nothing() -> Amount {
     Amount(0)
 }
 
+/// What can change while the guest runs.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    /// As in [`Spec`].
+    #[serde(alias = "target")]
+    size: Amount,
+}
+
+/// The page frames of a balloon of `size` in a guest with `bytes` of memory.
+fn frames_of(size: Amount, bytes: u64, name: &str) -> Result<u32> {
+    if !size.0.is_multiple_of(FRAME) {
+        let cause = format!("size={size} is no whole number of pages of 4K");
+        return wrong(name, cause, "size=256M");
+    }
+    if size.0 >= bytes {
+        let cause = format!("size={size} is not less than the guest's memory, {}", Amount(bytes));
+        return wrong(name, cause, "choose less, or pass more --memory");
+    }
+    Ok(u32::try_from(size.0 / FRAME).unwrap_or(u32::MAX))
+}
+
 impl Kind for This {
     type Spec = Spec;
     const NAME: &'static str = "balloon";
@@ -78,10 +101,7 @@ impl Kind for This {
     const DRIVERS: &'static [Driver] = &[Driver { module: "virtio_balloon", option: "VIRTIO_BALLOON" }];
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
-        if !spec.size.0.is_multiple_of(FRAME) {
-            let cause = format!("size={} is no whole number of pages of 4K", spec.size);
-            return wrong(name, cause, "size=256M");
-        }
+        frames_of(spec.size, u64::MAX, name)?;
         if spec.stats == Some(0) {
             let cause = "stats=0 is no time between two questions".to_owned();
             return wrong(name, cause, "leave stats out for none");
@@ -90,14 +110,10 @@ impl Kind for This {
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
-        let Amount(size) = spec.size;
         let bytes = kit.memory.len();
-        if size >= bytes {
-            let cause = format!("size={} is not less than the guest's memory, {}", spec.size, Amount(bytes));
-            return wrong(kit.name, cause, "choose less, or pass more --memory");
-        }
-        let target = u32::try_from(size / FRAME).unwrap_or(u32::MAX);
-        Ok(Body::Virtio(Box::new(Balloon::new(kit.name, target, offer(spec), spec.stats))))
+        let target = frames_of(spec.size, bytes, kit.name)?;
+        let balloon = Balloon::new(kit.name, target, bytes, offer(spec), spec.stats);
+        Ok(Body::Virtio(Box::new(balloon)))
     }
 }
 
@@ -164,6 +180,8 @@ struct Balloon {
     /// Page frames that the balloon is to hold, and that the driver says it holds.
     target: u32,
     actual: u32,
+    /// Of the guest's memory.
+    bytes: u64,
     offered: u64,
     queues: Vec<u16>,
     /// Of the queues, as the running driver numbers them.
@@ -175,10 +193,11 @@ struct Balloon {
 }
 
 impl Balloon {
-    fn new(name: &str, target: u32, offered: u64, seconds: Option<u32>) -> Balloon {
+    fn new(name: &str, target: u32, bytes: u64, offered: u64, seconds: Option<u32>) -> Balloon {
         Balloon {
             name: name.to_owned(),
             target,
+            bytes,
             actual: 0,
             offered,
             queues: roles(offered).iter().map(|_| QUEUE).collect(),
@@ -350,6 +369,12 @@ impl Device for Balloon {
             io.done(report, 0);
         }
         Ok(())
+    }
+
+    fn tune(&mut self, change: &str) -> Option<Result<()>> {
+        let change = flag::change::<Change>(&self.name, "size=256M", change);
+        let target = change.and_then(|change| frames_of(change.size, self.bytes, &self.name));
+        Some(target.map(|target| self.target = target))
     }
 
     fn stop(&mut self, io: &mut Io<'_>) {

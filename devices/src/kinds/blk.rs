@@ -1,5 +1,6 @@
 //! Disks: virtio-blk on a raw file, a block device or a qcow2 image, or on an overlay over one (virtio 1.2, section 5.2).
 
+mod change;
 mod device;
 mod image;
 mod request;

@@ -4,6 +4,7 @@
 //! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
 
 mod news;
+mod tuning;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -287,18 +288,6 @@ impl Engine {
     pub(super) fn configure(&mut self, at: u64, bytes: &[u8]) {
         self.device.configure(at, bytes);
         self.shared.publish(self.device.config());
-    }
-
-    /// Has the device look again at what it stands on, and tells a driver that runs it what has changed.
-    ///
-    /// # Errors
-    /// As [`Device::refresh`].
-    pub fn refresh(&mut self) -> base::Result<()> {
-        self.device.refresh()?;
-        if self.shared.publish(self.device.config()) && self.running {
-            self.shared.changed();
-        }
-        Ok(())
     }
 
     /// DRIVER_OK: builds the rings and starts the device.

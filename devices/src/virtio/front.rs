@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use base::lane::{Context, Handle, LaneHandle};
+use base::lane::{Context, LaneHandle};
 use base::memory::Memory;
 use base::{Doing, Fault, Result, Why};
 use virtio_bindings::virtio_config::{
@@ -17,6 +17,7 @@ use virtio_bindings::virtio_config::{
 use super::doorbell::Doorbell;
 use super::engine::{Engine, FEATURES, Shared};
 use super::interrupt::{Interrupt, NO_VECTOR, Source};
+use super::knob::{Home, Knob};
 use super::ring::Setup;
 use super::{Device, Meters};
 
@@ -67,17 +68,10 @@ pub enum Register {
     ConfigGeneration,
 }
 
-/// Where the engine lives. A device that no driver ever starts costs no lane, no letter and no wake-up.
-enum Home {
-    Waiting(Box<Engine>),
-    Lane(Handle<Engine>),
-    Moving,
-}
-
 /// One device as its driver sees it.
 pub struct Front {
     shared: Arc<Shared>,
-    home: Home,
+    knob: Knob,
     lane: LaneHandle,
     memory: Memory,
     doorbells: Vec<Doorbell>,
@@ -118,7 +112,7 @@ impl Front {
         let engine = Engine::new(device, shared.clone(), memory.clone(), doorbells.clone());
         let mut front = Front {
             shared,
-            home: Home::Waiting(Box::new(engine)),
+            knob: Knob::new(engine),
             lane: lane.clone(),
             memory: memory.clone(),
             doorbells,
@@ -262,28 +256,13 @@ impl Front {
         if !inside {
             return;
         }
-        match &mut self.home {
-            Home::Waiting(engine) => engine.configure(at, data),
-            Home::Lane(engine) => {
-                let data = data.to_vec();
-                engine.visit(move |engine, _| engine.configure(at, &data));
-            }
-            Home::Moving => {}
-        }
+        let data = data.to_vec();
+        self.knob.turn(move |engine| engine.configure(at, &data));
     }
 
-    /// Has the device look again at what it stands on ([`Engine::refresh`]); a driver that runs it gets an interrupt if
-    /// its configuration has changed.
-    ///
-    /// # Errors
-    /// As the host answers.
-    pub fn refresh(&mut self) -> Result<()> {
-        match &mut self.home {
-            Home::Waiting(engine) => engine.refresh(),
-            // A lane that has ended has nobody left to tell.
-            Home::Lane(engine) => engine.visit(|engine, _| engine.refresh()).unwrap_or(Ok(())),
-            Home::Moving => Ok(()),
-        }
+    /// What an operator can do with the device.
+    pub fn knob(&self) -> &Knob {
+        &self.knob
     }
 
     /// Section 2.2: features are chosen before FEATURES_OK.
@@ -382,10 +361,12 @@ impl Front {
 
     fn start(&mut self) {
         let (features, queues) = (self.accepted, self.queues.clone());
-        if let Home::Waiting(_) = self.home
-            && let Home::Waiting(engine) = std::mem::replace(&mut self.home, Home::Moving)
         {
-            self.home = Home::Lane(self.lane.adopt(*engine));
+            let mut home = self.knob.home();
+            *home = match std::mem::replace(&mut *home, Home::Moving) {
+                Home::Waiting(engine) => Home::Lane(self.lane.adopt(*engine)),
+                home => home,
+            };
         }
         if self.visit(move |engine, ctx| engine.start(features, &queues, ctx)).is_none() {
             // The machine is ending; the driver sees a device that does not work.
@@ -408,10 +389,11 @@ impl Front {
         &self,
         f: impl FnOnce(&mut Engine, &mut Context<'_>) -> R + Send + 'static,
     ) -> Option<R> {
-        match &self.home {
-            Home::Lane(engine) => engine.visit(f),
-            Home::Waiting(_) | Home::Moving => None,
-        }
+        let handle = match &*self.knob.home() {
+            Home::Lane(engine) => engine.clone(),
+            Home::Waiting(_) | Home::Moving => return None,
+        };
+        handle.visit(f)
     }
 }
 
@@ -431,7 +413,7 @@ fn merge(field: &mut u64, value: u64, mask: u64) {
 impl Drop for Front {
     fn drop(&mut self) {
         // A lane outlives its devices; what they hold of the host goes with them.
-        if let Home::Lane(engine) = &self.home {
+        if let Home::Lane(engine) = &*self.knob.home() {
             engine.retire();
         }
     }

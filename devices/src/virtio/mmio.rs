@@ -10,7 +10,7 @@ use base::memory::Memory;
 
 use super::front::{Front, Register};
 use super::interrupt::Edge;
-use super::{Bell, Device, Meters};
+use super::{Bell, Device, Knob, Meters};
 
 /// Offset of the doorbell register.
 const NOTIFY: u64 = 0x50;
@@ -100,9 +100,9 @@ impl Mmio {
         self.0.meters()
     }
 
-    /// The front, for who changes what the device stands on.
-    pub fn front_mut(&mut self) -> &mut Front {
-        &mut self.0
+    /// What an operator can do with the device.
+    pub fn knob(&self) -> &Knob {
+        self.0.knob()
     }
 
     /// The front, for who needs to wait for the engine.

@@ -13,6 +13,7 @@ pub mod doorbell;
 pub mod engine;
 pub mod front;
 pub mod interrupt;
+mod knob;
 pub mod mmio;
 pub mod pci;
 mod ring;
@@ -26,6 +27,7 @@ use base::{Fault, Result};
 use crate::catalog::Finish;
 pub use chain::{Buffer, Chain, Span};
 pub use engine::Io;
+pub use knob::Knob;
 
 /// Counters of a device by name (`read_bytes`), to be read from any thread.
 pub type Meters = Vec<(&'static str, Arc<Counter>)>;
@@ -107,6 +109,18 @@ pub trait Device: Send {
     /// As the host answers; the device stays as it is.
     fn refresh(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// The operator changes settings while the guest runs: `change` is `key=value,key=value`, which
+    /// [`flag::change`](crate::flag::change) reads into the type of what this device lets change. A new configuration space is
+    /// shown to the driver by the caller, and every queue is kicked. Also called of a device that no driver has started.
+    /// `None`: it has no such settings.
+    ///
+    /// # Errors
+    /// [`Why::Usage`](base::Why::Usage): the change makes no sense; or as the host answers. The device stays as it is.
+    fn tune(&mut self, change: &str) -> Option<Result<()>> {
+        let _ = change;
+        None
     }
 
     /// The rings are about to go (reset, end): waits until nothing in flight can touch guest memory, gives back or

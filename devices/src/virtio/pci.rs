@@ -13,7 +13,7 @@ use base::memory::Memory;
 
 use self::signals::Signals;
 use super::front::{Front, Register};
-use super::{Bell, Device, Meters};
+use super::{Bell, Device, Knob, Meters};
 use crate::pci::config::{Config, Identity};
 use crate::pci::msix::{CONTROL_WRITABLE, VECTORS_MAX};
 use crate::pci::{Function, overlay};
@@ -167,7 +167,12 @@ impl Pci {
         self.lock().front.meters().clone()
     }
 
-    /// Gives `f` the front, for who needs to wait for the engine or changes what the device stands on.
+    /// What an operator can do with the device.
+    pub fn knob(&self) -> Knob {
+        self.lock().front.knob().clone()
+    }
+
+    /// Gives `f` the front, for who needs to wait for the engine.
     pub fn with_front<T>(&self, f: impl FnOnce(&mut Front) -> T) -> T {
         f(&mut self.lock().front)
     }

@@ -20,6 +20,7 @@ macro_rules! over {
             mod rng;
             mod shares;
             mod transport;
+            mod tuning;
             mod vsock;
 
             mod driver {

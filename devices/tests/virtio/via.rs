@@ -8,7 +8,7 @@ use base::lane::LaneHandle;
 use base::memory::Memory;
 use devices::pci::{Function, Root};
 use devices::virtio::pci::{Place, WINDOW_LEN};
-use devices::virtio::{Bell as Doorbell, Device, Meters, mmio, pci};
+use devices::virtio::{Bell as Doorbell, Device, Knob, Meters, mmio, pci};
 
 use super::reg;
 
@@ -32,8 +32,12 @@ pub trait Via: Sized + 'static {
     fn notify(&mut self, queue: u16);
     /// Waits for the lane.
     fn settle(&self);
+    /// What an operator can do with the device.
+    fn knob(&self) -> Knob;
     /// Has the device look again at what it stands on.
-    fn refresh(&mut self) -> base::Result<()>;
+    fn refresh(&mut self) -> base::Result<()> {
+        self.knob().refresh()
+    }
     /// The counters.
     fn meters(&self) -> Meters;
     /// Where doorbells can be wired.
@@ -70,8 +74,8 @@ impl Via for Mmio {
     fn settle(&self) {
         self.0.front().visit(|_, _| ());
     }
-    fn refresh(&mut self) -> base::Result<()> {
-        self.0.front_mut().refresh()
+    fn knob(&self) -> Knob {
+        self.0.knob().clone()
     }
     fn meters(&self) -> Meters {
         self.0.meters().clone()
@@ -288,8 +292,8 @@ impl Via for Pci {
     fn settle(&self) {
         self.function.with_front(|front| front.visit(|_, _| ()));
     }
-    fn refresh(&mut self) -> base::Result<()> {
-        self.function.with_front(|front| front.refresh())
+    fn knob(&self) -> Knob {
+        self.function.knob()
     }
     fn meters(&self) -> Meters {
         self.function.meters()

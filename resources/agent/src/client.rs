@@ -479,6 +479,14 @@ impl Remote {
         self.link.send(&Frame::Signal { id: self.id, number })
     }
 
+    /// Asks the guest for another call, and another wire.
+    ///
+    /// # Errors
+    /// The wire is dead.
+    pub fn ask_for_call(&self) -> io::Result<()> {
+        self.link.send(&Frame::Call)
+    }
+
     /// Tells the program's terminal its size.
     ///
     /// # Errors

@@ -29,8 +29,11 @@ pub fn run() -> io::Result<()> {
     network::build(&[])?;
     let _idle = idle_vm().map_err(|error| eprintln!("keep a VM open: {error}"));
     let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
-    Server::new(port, Options { trampoline, init: true, sync: true, fresh: true, messages: false })?
-        .serve()?;
+    Server::new(
+        port,
+        Options { trampoline, init: true, sync: true, fresh: true, messages: false, another: Vec::new() },
+    )?
+    .serve()?;
     Ok(())
 }
 

@@ -14,17 +14,23 @@ mod root;
 mod session;
 
 use std::ffi::OsString;
+use std::io::{self, BufWriter};
+use std::path::Path;
 use std::process::ExitCode;
+
+use agent::{parcel, programs};
 
 /// First argument of the command that enters a terminal before it becomes the program that follows.
 const ON_TERMINAL: &str = "on-terminal";
+/// First argument of the command that serves another wire; the port to call follows.
+const ANOTHER: &str = "another";
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Some((first, rest)) = arguments.split_first()
-        && first == ON_TERMINAL
+        && let Some(code) = first.to_str().and_then(|first| task(first, rest))
     {
-        return ExitCode::from(agent::enter_terminal(rest));
+        return code;
     }
     if std::process::id() != 1 {
         eprintln!("error: run the agent: it is process 1 of a guest, not a command");
@@ -37,4 +43,30 @@ fn main() -> ExitCode {
         let _ = init::end("poweroff", "");
     }
     ExitCode::SUCCESS
+}
+
+/// What else the agent's program is, by its first argument: programs that the agent, or the host by it, starts.
+fn task(name: &str, arguments: &[OsString]) -> Option<ExitCode> {
+    let first = arguments.first().map(Path::new);
+    let done = match (name, first, arguments.get(1)) {
+        (ON_TERMINAL, ..) => return Some(ExitCode::from(agent::enter_terminal(arguments))),
+        (ANOTHER, Some(port), None) => session::serve_another(port.to_str().unwrap_or_default()),
+        (programs::WAIT, None, None) => loop {
+            std::thread::park();
+        },
+        (programs::PACK, Some(path), None) => {
+            let packed = parcel::pack(path, &mut BufWriter::with_capacity(64 << 10, io::stdout().lock()));
+            packed
+                .map(|left_out| drop((left_out > 0).then(|| eprintln!("left out {left_out} special files"))))
+        }
+        (programs::UNPACK, Some(place), Some(name)) => parcel::unpack(&mut io::stdin().lock(), place, name),
+        _ => return None,
+    };
+    Some(match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    })
 }

@@ -117,6 +117,16 @@ fn spawn_on_terminal(mut command: Command, size: Size) -> io::Result<Started> {
     })
 }
 
+/// Starts the server of another wire, if `command` names one: a process of its own, so that what it starts is its alone
+/// to wait for, and ends with its wire.
+pub(crate) fn start_another(command: &[OsString]) -> Option<(Pid, OwnedFd)> {
+    let (program, arguments) = command.split_first()?;
+    // Without one the host waits in vain, and says so.
+    let child = Command::new(program).args(arguments).stdin(Stdio::null()).spawn().ok()?;
+    let pid = Pid::from_child(&child);
+    Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?))
+}
+
 /// Tells a terminal its size; the program on it gets a `SIGWINCH`.
 pub(crate) fn resize(master: impl AsFd, size: Size) -> io::Result<()> {
     Ok(tcsetwinsize(master, Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 })?)

@@ -21,6 +21,8 @@ use crate::wire::{Decoder, FROM_HOST, Frame, MAX_DATA, Malformed, Outcome, Strea
 
 /// With this much waiting to be sent, nothing more is read: not from programs, not from the host.
 const HIGH: usize = 256 << 10;
+/// Servers of other wires at the most: a host that asks for more is not called.
+const OTHERS: usize = 64;
 
 /// What a server needs to know of its surroundings.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Options {
     pub fresh: bool,
     /// Pass on what the kernel says.
     pub messages: bool,
+    /// The command that calls the host and serves the wire that comes of it; empty if there is no way to call.
+    pub another: Vec<OsString>,
 }
 
 /// Why a server ended in good order.
@@ -87,6 +91,8 @@ pub struct Server {
     out: Backlog,
     programs: BTreeMap<u32, Program>,
     messages: Option<KernelLog>,
+    /// Servers of other wires.
+    others: Vec<(Pid, OwnedFd)>,
     greeted: bool,
 }
 
@@ -104,6 +110,7 @@ impl Server {
             programs: BTreeMap::new(),
             messages: options.messages.then(KernelLog::open).transpose()?,
             options,
+            others: Vec::new(),
             greeted: false,
         };
         server.send(&Frame::Hello { version: VERSION });
@@ -176,6 +183,10 @@ impl Server {
                 sources.push(Source::Ended);
                 fds.push(PollFd::new(&program.pidfd, PollFlags::IN));
             }
+        }
+        for (_, pidfd) in &self.others {
+            sources.push(Source::Ended);
+            fds.push(PollFd::new(pidfd, PollFlags::IN));
         }
         rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
         Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(s, _)| s).collect())
@@ -286,6 +297,13 @@ impl Server {
             }
             Frame::Shutdown => return Ok(Some(End::Shutdown)),
             Frame::Clock { seconds, nanoseconds } => clock::set(seconds, nanoseconds),
+            Frame::Call => {
+                if self.others.len() < OTHERS
+                    && let Some(other) = process::start_another(&self.options.another)
+                {
+                    self.others.push(other);
+                }
+            }
             Frame::Hello { .. }
             | Frame::Message(_)
             | Frame::Trouble { .. }
@@ -364,11 +382,13 @@ impl Server {
     fn reap(&mut self) {
         if self.options.init {
             while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+                self.others.retain(|(other, _)| *other != pid);
                 if let Some(program) = self.programs.values_mut().find(|program| program.pid == pid) {
                     program.outcome = Some(outcome(status));
                 }
             }
         } else {
+            self.others.retain(|(pid, _)| !matches!(waitpid(Some(*pid), WaitOptions::NOHANG), Ok(Some(_))));
             for program in self.programs.values_mut().filter(|program| program.outcome.is_none()) {
                 if let Ok(Some((_, status))) = waitpid(Some(program.pid), WaitOptions::NOHANG) {
                     program.outcome = Some(outcome(status));

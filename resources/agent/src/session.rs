@@ -34,9 +34,21 @@ pub fn run(orders: &Orders) -> io::Result<()> {
     if let Err(error) = root::build(orders) {
         return tell(&wire, &error);
     }
-    let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
-    let options = Options { trampoline, init: true, sync: false, fresh: false, messages: true };
+    let me = OsString::from("/proc/self/exe");
+    let trampoline = vec![me.clone(), OsString::from(crate::ON_TERMINAL)];
+    let another = vec![me, crate::ANOTHER.into(), orders.port.to_string().into()];
+    let options = Options { trampoline, init: true, sync: false, fresh: false, messages: true, another };
     Server::new(wire, options)?.serve()?;
+    Ok(())
+}
+
+/// Calls the host once more, and serves what it asks for there: `port` is what the agent was told.
+pub fn serve_another(port: &str) -> io::Result<()> {
+    let port = port.parse().map_err(|_| io::Error::new(ErrorKind::InvalidInput, "a port is a number"))?;
+    let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
+    let another = Vec::new();
+    let options = Options { trampoline, init: false, sync: false, fresh: false, messages: false, another };
+    Server::new(call(port)?, options)?.serve()?;
     Ok(())
 }
 

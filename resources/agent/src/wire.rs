@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The version of the protocol that this code speaks.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The most data that one frame carries, in bytes.
 pub const MAX_DATA: usize = 64 << 10;
 /// The longest frame that a guest takes: an `exec` with the largest argument list that Linux allows.
@@ -92,6 +92,7 @@ pub enum Frame {
     Clock { seconds: u64, nanoseconds: u32 },
     Message(Message),
     Trouble { text: Vec<u8> },
+    Call,
 }
 
 /// What the guest's kernel has said, and it alone: what programs write to its log is none of it.
@@ -203,6 +204,7 @@ impl Frame {
                 out.push(13);
                 put_string(out, text);
             }
+            Frame::Call => out.push(14),
         }
     }
 
@@ -280,6 +282,7 @@ impl Frame {
                 Frame::Message(Message { level, time, text: body.string()?.to_vec() })
             }
             13 => Frame::Trouble { text: body.string()?.to_vec() },
+            14 => Frame::Call,
             _ => return Err(Malformed("a frame is of an unknown kind")),
         })
     }

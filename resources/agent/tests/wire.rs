@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn options() -> Options {
     let trampoline = vec![env!("CARGO_BIN_EXE_agent").into(), "on-terminal".into()];
-    Options { trampoline, init: false, sync: false, fresh: false, messages: false }
+    Options { trampoline, init: false, sync: false, fresh: false, messages: false, another: Vec::new() }
 }
 
 /// A guest in a thread, and the other end of its wire.

@@ -63,6 +63,20 @@ impl Image {
         }
     }
 
+    /// Makes the file of a raw image longer, to `bytes`; the disk with it.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it has no such file, or is larger; or as the host answers.
+    pub fn grow(&self, bytes: u64) -> io::Result<()> {
+        match &self.0 {
+            Kind::Flat(layers) => layers.grow(bytes),
+            Kind::Qcow2(_) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a qcow2 image does not grow while it is used",
+            )),
+        }
+    }
+
     /// Bytes of the smallest block that can be read and written; other ranges are refused by the host.
     pub fn block(&self) -> u64 {
         match &self.0 {

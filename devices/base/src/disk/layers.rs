@@ -4,6 +4,7 @@
 //! is which sectors are in it ([`Written`]). A sector is the least that a guest can write, so no write ever has to read
 //! first, and nothing has to be laid out or looked up on the host's disk.
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -81,6 +82,21 @@ impl Layers {
     /// The size of the disk now, in bytes.
     pub fn size(&self) -> io::Result<u64> {
         self.below.as_ref().map_or_else(|| size(&self.top), |below| Ok(below.size))
+    }
+
+    /// Makes the file longer, to `bytes`.
+    pub fn grow(&self, bytes: u64) -> io::Result<()> {
+        let invalid = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        if self.below.is_some() {
+            return invalid("what the guest writes is thrown away, and the image is only read");
+        }
+        let about = self.top.metadata()?;
+        match bytes.cmp(&about.len()) {
+            _ if !about.is_file() => invalid("it is a block device"),
+            Ordering::Less => invalid("the image is larger, and a disk does not shrink"),
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => self.top.set_len(bytes),
+        }
     }
 
     /// Bytes of the smallest block that can be read and written.

@@ -9,7 +9,7 @@ use base::lane::Interest;
 use base::memory::Memory;
 use base::meter::Counter;
 use base::throttle::Throttle;
-use base::{Doing, Fault, Result, Why};
+use base::{Doing, Fail, Fault, Result, Why};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -17,7 +17,9 @@ use virtio_bindings::virtio_blk::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::ID_BYTES;
+use super::change::{Change, Size};
 use super::request::{HEADER, LARGEST, Order, SECTOR, SEGMENT_BYTES, SEGMENTS, Shape, Status};
+use crate::flag;
 use crate::virtio::{Chain, Device, Io, Meters};
 
 /// Entries of a queue: the segments of one request, its header and its status.
@@ -108,6 +110,31 @@ impl Blk {
             write_through: false,
             counts: Counts::default(),
         })
+    }
+
+    /// Changes size and limits while the guest runs.
+    fn change(&mut self, text: &str) -> Result<()> {
+        let name = self.source.name.clone();
+        let change: Change = flag::change(&name, "size=2G", text)?;
+        let wrong = |cause: &str| Err(Fail::new(Why::Usage, format!("change {name}")).because(cause));
+        if let Some(fault) = change.fault() {
+            return wrong(fault);
+        }
+        if let Some(Size::Bytes(bytes)) = change.size {
+            if self.shape.readonly {
+                return wrong("it is read-only");
+            }
+            self.source.image.grow(bytes).map_err(|cause| {
+                let why = if cause.kind() == io::ErrorKind::InvalidInput { Why::Usage } else { Why::Host };
+                Fail::new(why, format!("make {name} larger")).because(cause)
+            })?;
+        }
+        if change.size.is_some() {
+            self.refresh()?;
+        }
+        change.operations().map(|rate| self.throttle.limit_operations(rate));
+        change.bytes().map(|rate| self.throttle.limit_bytes(rate));
+        Ok(())
     }
 
     /// The next queue that may have a request, in turns.
@@ -365,6 +392,10 @@ impl Device for Blk {
             sectors(&self.source.image).doing(Why::Host, || format!("ask for the size of {name}"))?;
         self.shape.sectors = sectors;
         Ok(())
+    }
+
+    fn tune(&mut self, change: &str) -> Option<Result<()>> {
+        Some(self.change(change))
     }
 
     fn stop(&mut self, io: &mut Io<'_>) {

@@ -23,6 +23,7 @@ fn samples() -> Vec<Frame> {
         Frame::Shutdown,
         Frame::Clock { seconds: 1 << 40, nanoseconds: 999_999_999 },
         Frame::Message(Message { level: 4, time: 1_000_001, text: b"WARNING: x".to_vec() }),
+        Frame::Call,
         Frame::Trouble { text: b"mount root: no such device".to_vec() },
     ];
     for stream in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
