@@ -3,6 +3,7 @@
 pub mod accel;
 pub mod builtin;
 pub mod cli;
+pub mod control;
 pub mod doctor;
 pub mod hang;
 pub mod health;

@@ -55,6 +55,7 @@ fn a_disk_grows_with_its_image() {
         assert!(told.contains(why), "{change}: {told}");
     }
     assert_eq!(number(&mut player.rig, 0), 8192, "and nothing has changed");
+    drop(player);
     for text in ["path=a.img,readonly=on", "path=a.img,overlay=on"] {
         let told = refused(&Player::of(&host, text).rig, "size=9M");
         assert!(told.contains("read-only") || told.contains("thrown away"), "{told}");

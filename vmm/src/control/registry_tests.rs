@@ -1,0 +1,120 @@
+use std::sync::mpsc::channel;
+
+use serde_json::json;
+
+use super::*;
+
+fn registry() -> (tempfile::TempDir, Registry) {
+    let above = tempfile::tempdir().unwrap();
+    let path = above.path().join("mayfly");
+    fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
+    (above, Registry { path })
+}
+
+fn about() -> About {
+    About { pid: 7, command: vec!["true".into()], cpus: 2, ..About::default() }
+}
+
+fn names(registry: &Registry) -> Vec<String> {
+    registry.list().unwrap().into_iter().map(|record| record.name).collect()
+}
+
+#[test]
+fn a_vm_is_there_as_long_as_its_entry() {
+    let (_above, registry) = registry();
+    let entry = registry.enter("b", &about(), false).unwrap();
+    let other = registry.enter("a", &about(), false).unwrap();
+    assert_eq!(names(&registry), ["a", "b"]);
+    let found = registry.find("b").unwrap();
+    assert_eq!((&found.about, &found.state, found.lives()), (&about(), &State::Running, true));
+    let told = registry.enter("b", &about(), false).err().unwrap().to_string();
+    assert!(told.starts_with("call the VM b: there is a running VM of that name\n  hint: "), "{told}");
+    assert!(registry.remove(&found).unwrap_err().to_string().contains("it is running"));
+    drop(entry);
+    assert_eq!((names(&registry), found.lives()), (vec!["a".to_owned()], false));
+    drop(other);
+    assert!(!registry.path.exists(), "the last one takes the place along");
+    drop(registry.enter("a", &about(), false).unwrap());
+    assert!(!registry.path.exists(), "and the next makes it again");
+}
+
+#[test]
+fn what_a_killed_vm_has_left_is_cleared_away() {
+    let (_above, registry) = registry();
+    let mut entry = registry.enter("dead", &about(), true).unwrap();
+    let logs = entry.logs().unwrap();
+    drop(logs);
+    // As `kill -9` does: the lock goes, and nothing is tidied up.
+    entry.result = File::open("/dev/null").unwrap();
+    std::mem::forget(entry);
+    let path = registry.path.join("dead");
+    assert!(path.join("stdout").exists() && path.join("control").exists());
+    let _living = registry.enter("living", &about(), false).unwrap();
+    assert_eq!(names(&registry), ["living"]);
+    assert!(!path.exists());
+    // Half of an entry, too; and a stranger's file stays.
+    fs::create_dir(&path).unwrap();
+    fs::write(registry.path.join("notes"), "mine").unwrap();
+    registry.enter("dead", &about(), false).unwrap();
+    assert_eq!(names(&registry), ["living"]);
+    assert_eq!(fs::read(registry.path.join("notes")).unwrap(), b"mine");
+    assert!(registry.enter("notes", &about(), false).is_err());
+}
+
+#[test]
+fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
+    let (_above, registry) = registry();
+    for keep in [true, false] {
+        let mut entry = registry.enter("vm", &about(), keep).unwrap();
+        let record = registry.find("vm").unwrap();
+        let (tell, told) = channel();
+        let waiter = std::thread::spawn(move || tell.send(record.wait().unwrap()).unwrap());
+        entry.conclude("{\"exit_code\":7}").unwrap();
+        assert!(told.try_recv().is_err(), "it has said so, and lives");
+        drop(entry);
+        assert_eq!(told.recv().unwrap(), Some(json!({"exit_code": 7})));
+        waiter.join().unwrap();
+        assert_eq!(names(&registry).len(), usize::from(keep));
+        if keep {
+            let record = registry.find("vm").unwrap();
+            assert_eq!(record.state, State::Ended(json!({"exit_code": 7})));
+            assert!(!record.control().exists());
+            let told = registry.enter("vm", &about(), keep).err().unwrap().to_string();
+            assert!(told.contains("mayfly rm vm"), "{told}");
+            registry.remove(&record).unwrap();
+        }
+    }
+    let gone = registry.enter("vm", &about(), false).unwrap();
+    let record = registry.find("vm").unwrap();
+    drop(gone);
+    assert_eq!(record.wait().unwrap(), None);
+}
+
+#[test]
+fn names_are_short_and_plain() {
+    for name in ["a", "web-1", "A.b_c", "0", &"x".repeat(NAME_MAX)] {
+        check_name(name).unwrap();
+    }
+    for name in ["", ".", "..", "-d", "a/b", "a b", "ä", ".hidden", &"x".repeat(NAME_MAX + 1)] {
+        let told = check_name(name).unwrap_err();
+        assert_eq!(told.why, Why::Usage, "{name}");
+    }
+}
+
+#[test]
+fn those_who_come_and_go_at_once_do_not_hurt_each_other() {
+    let (_above, registry) = registry();
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let registry = &registry;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let entry = registry.enter(&format!("vm-{number}"), &about(), false);
+                    let entry = entry.unwrap_or_else(|fail| panic!("round {round}: {fail}"));
+                    assert!(names(registry).contains(&entry.name));
+                }
+            });
+        }
+    });
+    assert!(!registry.path.exists());
+}
