@@ -4,6 +4,7 @@ pub mod elsewhere;
 mod network;
 pub mod program;
 pub mod share;
+pub mod switchboard;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -23,6 +24,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 use rustix::stdio::stdout;
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
+use self::switchboard::Switchboard;
 use crate::log;
 use crate::terminal::{self, Raw};
 
@@ -35,8 +37,8 @@ pub struct LinuxHost {
     peers: Mutex<Vec<OwnedFd>>,
     /// Ways out by role, where a machine lives more than once: each life goes on where the one before stopped.
     kept: Option<Mutex<HashMap<String, OwnedFd>>>,
-    /// Sockets for whoever calls a port of this process, each handed out once.
-    answering: Arc<Mutex<HashMap<u32, OwnedFd>>>,
+    /// Who answers the guest's calls.
+    switchboard: Switchboard,
     /// What else devices keep from one life to the next.
     keepsakes: Option<Keepsakes>,
 }
@@ -126,8 +128,8 @@ impl Host for LinuxHost {
     }
 
     fn answers(&self) -> Answers {
-        let answering = self.answering.clone();
-        Arc::new(move |port| lock(&answering).remove(&port))
+        let switchboard = self.switchboard.clone();
+        Arc::new(move |port| switchboard.take(port))
     }
 
     fn random(&self, data: &mut [u8]) -> io::Result<()> {
@@ -150,9 +152,9 @@ impl LinuxHost {
         self.stdio_taken.load(Ordering::SeqCst)
     }
 
-    /// Has the guest's call to `port` answered by `socket`, once.
-    pub fn answer(&self, port: u32, socket: OwnedFd) {
-        lock(&self.answering).insert(port, socket);
+    /// Who answers the guest's calls.
+    pub fn switchboard(&self) -> &Switchboard {
+        &self.switchboard
     }
 
     /// Keeps the standard streams from devices: they are the command's.

@@ -5,7 +5,8 @@
 
 mod ears;
 mod ended;
-mod keys;
+pub mod keys;
+pub mod reach;
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,11 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use agent::client::{Client, Remote, Streams};
-use agent::wire::Exec;
+use agent::programs;
+use agent::wire::{Exec, Outcome};
 use base::{Doing, Result, Why};
 
 use self::ears::Ears;
 pub use self::ended::Ended;
+use self::reach::Reach;
 use crate::host::LinuxHost;
 use crate::outcome::End;
 use crate::plan::{Command, PORT};
@@ -45,7 +48,7 @@ pub struct Running {
     ended: Receiver<Ended>,
     /// Closed when the machine has ended.
     over: Sender<()>,
-    remote: Arc<Mutex<Option<Remote>>>,
+    reach: Reach,
     /// The guest is ready for its command.
     arrived: Arc<AtomicBool>,
     ears: Arc<Ears>,
@@ -62,7 +65,7 @@ impl Session {
         let doing = || "prepare the way to the guest's agent";
         let (wire, theirs) = UnixStream::pair().doing(Why::Host, doing)?;
         theirs.set_nonblocking(true).doing(Why::Host, doing)?;
-        host.answer(PORT, theirs.into());
+        host.switchboard().put(PORT, theirs.into());
         host.take_stdio();
         let changes = command.terminal.then(keys::changes).transpose()?;
         let share = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
@@ -80,7 +83,7 @@ impl Session {
     }
 
     /// Waits for the guest to call, in a thread of its own. `late` is called if the guest does not power off when that is over,
-    /// `quit` if the operator wants the end.
+    /// `quit` if the operator wants the end, `up` once the command runs.
     ///
     /// # Errors
     /// The host has no thread for it.
@@ -88,11 +91,12 @@ impl Session {
         mut self,
         late: impl FnOnce(End) + Send + 'static,
         quit: impl FnOnce() + Send + 'static,
+        up: impl FnOnce() + Send + 'static,
     ) -> Result<Running> {
         let (tell, ended) = channel();
         let (over, ending) = channel();
-        let remote: Arc<Mutex<Option<Remote>>> = Arc::default();
-        let slot = remote.clone();
+        let reach = Reach::default();
+        let (remote, slot) = (reach.0.clone(), reach.0.clone());
         let arrived: Arc<AtomicBool> = Arc::default();
         let arrival = arrived.clone();
         let ears = Arc::new(Ears::new(&self.command));
@@ -115,7 +119,7 @@ impl Session {
             .name("session".into())
             .spawn(move || {
                 let mut client = None;
-                let outcome = self.converse(&mut client, &slot, &arrival, hearing, quit);
+                let outcome = self.converse(&mut client, &slot, &arrival, hearing, quit, up);
                 let over = match &outcome.broken {
                     Some(why) => Some(End::AgentLost(why.clone())),
                     None => {
@@ -130,7 +134,7 @@ impl Session {
                 }
             })
             .doing(Why::Host, doing)?;
-        Ok(Running { ended, over, remote, arrived, ears, wire, command })
+        Ok(Running { ended, over, reach, arrived, ears, wire, command })
     }
 
     /// Runs the command. The client outlives this: without it the guest takes its host for gone.
@@ -141,6 +145,7 @@ impl Session {
         arrival: &AtomicBool,
         ears: Arc<Ears>,
         quit: impl FnOnce() + Send + 'static,
+        up: impl FnOnce(),
     ) -> Ended {
         let exec = exec(&self.command);
         let ended = Ended { command: self.command, ..Ended::default() };
@@ -172,8 +177,12 @@ impl Session {
         };
         let Ok(process) = client.start(exec, self.streams) else { return ended };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
+        up();
         let outputs = process.outputs();
+        let waiting = ended.command.argv.is_empty();
         let (outcome, broken) = match process.wait() {
+            // Who only waits has done so to the end, whatever ended it.
+            Ok(_) if waiting => (Some(Outcome::Code(0)), None),
             Ok(outcome) => (Some(outcome), None),
             Err(error) => (None, Some(quote::line(error.to_string().as_bytes()))),
         };
@@ -190,10 +199,15 @@ impl Running {
         Box::new(move || arrived.load(Ordering::Relaxed))
     }
 
+    /// A way to the command for others.
+    pub fn reach(&self) -> Reach {
+        self.reach.clone()
+    }
+
     /// Who passes signals on to the command. The first of those that end a run is for the command alone; a second means
     /// the run, however the guest is.
     pub fn courier(&self) -> impl FnMut(i32) -> bool + Send + 'static {
-        let remote = self.remote.clone();
+        let remote = self.reach.0.clone();
         let mut passed = false;
         move |number| {
             let remote = remote.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -220,6 +234,11 @@ impl Running {
     }
 }
 
+/// What runs where there is no command: a program of the agent's that waits.
+fn waiter() -> Vec<Vec<u8>> {
+    [programs::PATH, programs::WAIT].map(|word| word.as_bytes().to_vec()).into()
+}
+
 /// The command as the agent takes it.
 fn exec(command: &Command) -> Exec {
     let bytes = |text: &String| text.clone().into_bytes();
@@ -228,7 +247,7 @@ fn exec(command: &Command) -> Exec {
         (name.as_bytes().to_vec(), value.as_bytes().to_vec())
     };
     Exec {
-        argv: command.argv.iter().map(bytes).collect(),
+        argv: if command.argv.is_empty() { waiter() } else { command.argv.iter().map(bytes).collect() },
         env: command.env.iter().map(pair).collect(),
         directory: command.workdir.as_os_str().as_encoded_bytes().to_vec(),
         // Named, so that there is a home.
@@ -260,7 +279,7 @@ mod tests {
             streams: Streams::default(),
             changes: None,
         };
-        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), Arc::default(), || ())
+        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), Arc::default(), || (), || ())
     }
 
     #[test]

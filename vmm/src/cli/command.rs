@@ -35,8 +35,26 @@ impl Detail {
 }
 
 /// All commands, in the order of their help.
-const COMMANDS: [&str; 9] =
-    ["run", "image", "inspect", "kernel", "doctor", "lab", "completions", "man", "schema"];
+const COMMANDS: [&str; 18] = [
+    "run",
+    "ps",
+    "exec",
+    "logs",
+    "cp",
+    "set",
+    "stop",
+    "kill",
+    "wait",
+    "rm",
+    "image",
+    "inspect",
+    "kernel",
+    "doctor",
+    "lab",
+    "completions",
+    "man",
+    "schema",
+];
 
 /// The command that was typed, if it is one.
 pub fn typed(words: &[OsString]) -> Option<&'static str> {
@@ -89,13 +107,16 @@ pub fn command(detail: Detail) -> Command {
             // At once: what all commands share then comes after it.
             Detail::Keys => run_flags(run, Detail::Keys),
         })
+        .subcommands(super::vm::commands())
         .subcommand(
             Command::new("image")
                 .about("List, load and remove container images of the cache")
                 .defer(super::image::commands),
         )
         .subcommand(
-            Command::new("inspect").about("Say what a kernel image is and what it lacks").defer(inspect),
+            Command::new("inspect")
+                .about("Say what a kernel image is and what it lacks, or what a running VM is")
+                .defer(super::inspect::flags),
         )
         .subcommand(
             Command::new("kernel").about("Fetch, list and remove kernels").defer(super::kernels::commands),
@@ -144,7 +165,7 @@ fn count(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| "a number of CPUs is written as 1, 2 or 4".to_owned())
 }
 
-fn period(text: &str) -> Result<Period, String> {
+pub(super) fn period(text: &str) -> Result<Period, String> {
     text.parse()
 }
 
@@ -155,7 +176,7 @@ fn run_flags(run: Command, detail: Detail) -> Command {
         .disable_help_flag(true)
         .after_help(EXIT_CODES);
     let run = device_flags(machine_flags(super::guest::flags(boot_flags(run))), detail);
-    output_flags(tuning_flags(end_flags(run)))
+    output_flags(tuning_flags(super::detach::flags(end_flags(run))))
 }
 
 fn boot_flags(run: Command) -> Command {
@@ -367,15 +388,6 @@ fn output_flags(run: Command) -> Command {
                 .action(ArgAction::Help)
                 .help("Print help: the flags with -h, each key of each device too with --help"),
         )
-}
-
-fn inspect(command: Command) -> Command {
-    let kernel = Arg::new("kernel").required(true).value_name("KERNEL").value_hint(ValueHint::FilePath);
-    command
-        .arg(kernel.value_parser(value_parser!(PathBuf)).help(
-            "Kernel: bzImage, ELF vmlinux, a kernel tree, a package, or a name of `mayfly kernel list`",
-        ))
-        .arg(json_switch("Print one JSON object"))
 }
 
 fn lab(command: Command) -> Command {

@@ -123,11 +123,17 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
         let given = |name: &&&str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         return match idle.iter().chain(&switches).find(given) {
             None => Ok(()),
+            Some(_) if matches.get_flag("detach") => command_line(matches, plan, argv),
             Some(flag) => Err(Fail::new(Why::Usage, format!("apply --{flag}"))
                 .because("there is no command it could be for")
-                .hint("say what to run in the guest: -- COMMAND ARGUMENT...")),
+                .hint("say what to run in the guest: -- COMMAND ARGUMENT...; or pass -d, and run it later: mayfly exec")),
         };
     }
+    command_line(matches, plan, argv)
+}
+
+/// Takes over a command; one without words only waits.
+fn command_line(matches: &ArgMatches, plan: &mut Plan, argv: Vec<String>) -> Result<()> {
     let other_root = ["root", "image"].iter().any(|flag| matches.contains_id(flag));
     let mut command = match plan.command.take() {
         Some(command) if other_root => Command { root: root(matches, plan)?, ..command },
@@ -200,7 +206,7 @@ fn usual(root: Root, other: bool) -> Result<Command> {
 }
 
 /// What `-e` sets: as it stands, or as it is set here. What is not set here stays unset.
-fn variable(word: &str) -> Result<Option<String>> {
+pub fn variable(word: &str) -> Result<Option<String>> {
     if word.contains('=') {
         return Ok(Some(word.to_owned()));
     }
@@ -210,7 +216,7 @@ fn variable(word: &str) -> Result<Option<String>> {
     }
 }
 
-fn text(word: &OsString) -> Result<String> {
+pub fn text(word: &OsString) -> Result<String> {
     let text = word.to_str().ok_or("it is not UTF-8");
     text.map(str::to_owned).doing(Why::Usage, || format!("pass {} to the guest", word.display()))
 }

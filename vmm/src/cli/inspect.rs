@@ -1,24 +1,50 @@
-//! `mayfly inspect`: what a kernel image is and what it lacks.
+//! `mayfly inspect`: what a kernel image is and what it lacks; or what a running VM is.
 
 use std::path::{Path, PathBuf};
 
 use base::{Fail, Result, Why};
 use boot::inspect::{Report, State};
 use boot::kernel::{Format, Kernel};
-use clap::ArgMatches;
+use clap::{Arg, ArgMatches, Command, ValueHint, value_parser};
 
-use super::{complain, say};
+use super::command::json_switch;
+use super::{complain, say, vm};
 use crate::outcome::{code, code_before_start};
+
+/// Adds its flags.
+pub fn flags(command: Command) -> Command {
+    let kernel = Arg::new("kernel").required(true).value_name("KERNEL").value_hint(ValueHint::FilePath);
+    command
+        .arg(kernel.value_parser(value_parser!(PathBuf)).help(
+            "Kernel: bzImage, ELF vmlinux, a kernel tree, a package, or a name of `mayfly kernel list`; or the name of a VM",
+        ))
+        .arg(json_switch("Print one JSON object"))
+}
 
 /// Carries out `mayfly inspect`; its exit code.
 pub fn inspect(matches: &ArgMatches) -> u8 {
     let Some(path) = matches.get_one::<PathBuf>("kernel") else { return code::USAGE };
-    match text(path, matches.get_flag("json")) {
+    let json = matches.get_flag("json");
+    let text = match path.to_str().filter(|_| vm::is_meant(path)) {
+        Some(name) => vm::inspect(name, json),
+        None => text(path, json).map_err(|fail| unless_a_vm(path, fail)),
+    };
+    match text {
         Ok(text) => say(&text),
         Err(fail) => {
             complain(&fail);
             code_before_start(&fail)
         }
+    }
+}
+
+/// A word that is no path may have been meant for a VM.
+fn unless_a_vm(path: &Path, fail: Fail) -> Fail {
+    let word = path.components().count() == 1 && !path.exists();
+    if word && fail.remedy().is_none() {
+        fail.hint("no VM has that name either: see mayfly ps -a")
+    } else {
+        fail
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::sync::Weak;
 
 use base::host::Host;
 use base::{Fail, Result, Why};
@@ -11,6 +12,7 @@ use devices::catalog;
 
 use super::complain;
 use crate::accel::{self, Ring0};
+use crate::control::presence::Presence;
 use crate::host::elsewhere::Elsewhere;
 use crate::lab::Ended;
 use crate::machine::{self, Scout};
@@ -57,7 +59,7 @@ pub fn lab(matches: &ArgMatches) -> u8 {
         timeout: matches.get_one("timeout").copied(),
         command: matches.get_many::<OsString>("command").into_iter().flatten().cloned().collect(),
     };
-    match exec(&order) {
+    match exec(&order, |_| ()) {
         Ok(ended) => {
             if let Some(number) = ended.unborn {
                 let cause = format!("signal {number} ended it");
@@ -77,7 +79,12 @@ pub fn lab(matches: &ArgMatches) -> u8 {
 ///
 /// # Errors
 /// It can run neither here nor there.
-pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Option<Taken>> {
+pub fn take_over(
+    plan: &Plan,
+    scout: &Scout,
+    more: Vec<OsString>,
+    presence: Option<&Presence>,
+) -> Result<Option<Taken>> {
     let Some(reason) = reason(plan.accel, || probe(scout))? else { return Ok(None) };
     // Wrong inputs are found here, before an emulated host is booted for them.
     let kernel = kernels::open(&plan.kernel)?;
@@ -90,21 +97,42 @@ pub fn take_over(plan: &Plan, scout: &Scout, more: Vec<OsString>) -> Result<Opti
     kernel.prepare()?;
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
-    command.extend(there(std::env::args_os().skip(1), more));
+    let name = presence.map(|presence| format!("--name={}", presence.name()).into());
+    command.extend(there(std::env::args_os().skip(1), more.into_iter().chain(name).collect()));
     // One CPU, however many the guest has: what QEMU gets wrong, it gets wrong between CPUs.
-    let ended = exec(&Order { cpus: 1, memory, icount: false, tick: false, timeout: None, command })?;
+    let order = Order { cpus: 1, memory, icount: false, tick: false, timeout: None, command };
+    let ended =
+        exec(&order, |host| presence.into_iter().for_each(|presence| super::relay::begin(presence, &host)))?;
     Ok(Some(match ended.unborn {
         Some(number) => Taken::Unborn(number),
-        None => Taken::Ended(settled(ended, code::QUIT)),
+        None => {
+            let code = settled(ended, code::QUIT);
+            if ![code::NOT_STARTED, code::USAGE].contains(&code) {
+                // It may have been over before anybody saw that it was up.
+                presence.into_iter().for_each(|presence| _ = presence.rise());
+            }
+            // It has told its result there; what is known here is this.
+            let result = serde_json::json!({ "exit_code": code, "accel": Accel::Emulated });
+            presence.into_iter().for_each(|presence| presence.conclude(&result.to_string()));
+            Taken::Ended(code)
+        }
     }))
 }
 
 /// The command line for the other side: this one, with the flags for there before the command in the guest.
 fn there(words: impl Iterator<Item = OsString>, more: Vec<OsString>) -> Vec<OsString> {
+    let flags = ["--accel", "kvm", "--on-emulated-host"].map(OsString::from);
+    with_flags(words, flags.into_iter().chain(more))
+}
+
+/// A command line with more flags, before the command in the guest.
+pub fn with_flags(
+    words: impl Iterator<Item = OsString>,
+    flags: impl Iterator<Item = OsString>,
+) -> Vec<OsString> {
     let mut words: Vec<_> = words.collect();
     let end = words.iter().position(|word| word == "--").unwrap_or(words.len());
-    let flags = ["--accel", "kvm", "--on-emulated-host"].map(OsString::from);
-    words.splice(end..end, flags.into_iter().chain(more));
+    words.splice(end..end, flags);
     words
 }
 
@@ -164,10 +192,10 @@ fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
     Ok(held)
 }
 
-fn exec(order: &Order) -> Result<Ended> {
+fn exec(order: &Order, beside: impl FnOnce(Weak<lab::Host>)) -> Result<Ended> {
     let options =
         lab::Options { cpus: order.cpus, memory: order.memory, icount: order.icount, tick: order.tick };
-    lab::run(&options, order.timeout.map(Period::duration), &order.command)
+    lab::run(&options, order.timeout.map(Period::duration), &order.command, beside)
 }
 
 /// The exit code when output may have been lost on its way from the emulated host: that is no success. A reader who

@@ -2,7 +2,10 @@
 
 mod command;
 mod container;
+mod copy;
+mod detach;
 mod doctor;
+mod exec;
 mod guest;
 mod image;
 mod inspect;
@@ -11,8 +14,11 @@ mod kernels;
 mod lab;
 mod legend;
 mod papers;
+mod relay;
 mod result;
 mod run;
+mod vm;
+mod vm_flags;
 
 use std::ffi::OsString;
 
@@ -51,7 +57,10 @@ fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
         "completions" => papers::completions(&matches),
         "man" => papers::man(&matches),
         "schema" => papers::schema(),
-        _ => code::USAGE,
+        "exec" => exec::exec(&matches),
+        "cp" => copy::copy(&matches),
+        relay::NAME => relay::relay(&matches),
+        other => vm::carry_out(other, &matches),
     }
 }
 

@@ -10,9 +10,11 @@ use clap::ArgMatches;
 use devices::catalog::CATALOG;
 
 use super::command::HANDED;
+use super::detach::{self, Detached};
 use super::lab::{Taken, take_over};
 use super::result::Papers;
 use super::{complain, say};
+use crate::control::presence::Presence;
 use crate::hang::Hang;
 use crate::log;
 use crate::machine::{self, Scout};
@@ -30,11 +32,24 @@ pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
         }
     };
     signals::prefer_errors();
-    match attempt(matches, scout) {
-        Ok(Attempt::Ran(report)) => conclude(*report, papers),
-        Ok(Attempt::Answered(code)) => code,
+    let mut detached = match detach::leave(&matches) {
+        Ok(detached) => detached,
         Err(fail) => {
             complain(&fail);
+            return outcome::code_before_start(&fail);
+        }
+    };
+    match attempt(matches, scout, detached.as_mut()) {
+        Ok(Attempt::Ran(report, presence)) => {
+            detached.iter().for_each(detach::Detached::recall);
+            let told = presence.map(|presence| (presence, report.json()));
+            let code = conclude(*report, papers);
+            told.into_iter().for_each(|(presence, line)| presence.conclude(&line));
+            code
+        }
+        Ok(Attempt::Answered(code)) => code,
+        Err(fail) => {
+            detach::complain_to(detached.as_ref(), &fail);
             papers.tell_failure(&fail)
         }
     }
@@ -43,37 +58,41 @@ pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
 /// What came of the flags.
 enum Attempt {
     /// A run, here.
-    Ran(Box<Report>),
+    Ran(Box<Report>, Option<Presence>),
     /// Something else, or a run that has told its result elsewhere; the exit code.
     Answered(u8),
 }
 
-fn attempt(matches: ArgMatches, scout: Result<Scout>) -> Result<Attempt> {
+fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Detached>) -> Result<Attempt> {
     let begun = beginning(&matches)?;
     let plan = plan(&matches, begun.clone())?.complete()?;
     if matches.get_flag("dry-run") {
         return print(&plan).map(Attempt::Answered);
     }
+    if detach::is_asked(&matches) {
+        return detach::send(handed(&matches, &begun)?).map(Attempt::Answered);
+    }
+    let presence = detach::presence(&matches, &plan, detached)?;
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
     let mut there = handed(&matches, &begun)?;
     // Found here: the host there is another one, with a kernel of its own.
     there.extend(["--kernel".into(), plan.kernel.clone().into()]);
-    match take_over(&plan, &scout, there)? {
+    match take_over(&plan, &scout, there, presence.as_ref())? {
         Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
         Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
-            return Ok(Attempt::Ran(Box::new(Report { accel: Accel::Emulated, ..report })));
+            return Ok(Attempt::Ran(Box::new(Report { accel: Accel::Emulated, ..report }), presence));
         }
         None => {}
     }
     // Small pieces all over the heap: gone, they let go of whole pages.
     drop((matches, begun));
-    let mut report = machine::run(&plan, &scout, outcome::process_start())?;
+    let mut report = machine::run(&plan, &scout, outcome::process_start(), presence.as_ref())?;
     if emulated {
         report.accel = Accel::Emulated;
     }
-    Ok(Attempt::Ran(Box::new(report)))
+    Ok(Attempt::Ran(Box::new(report), presence))
 }
 
 /// The plan that flags change and extend: that of the plan file, if there is one.

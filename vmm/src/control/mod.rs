@@ -6,6 +6,7 @@
 
 pub mod caller;
 pub mod place;
+pub mod presence;
 pub mod registry;
 pub mod server;
 pub mod wire;

@@ -31,9 +31,13 @@ pub enum Reply {
 /// Answers requests; called on the lane, so it waits for nobody but the lanes of devices.
 pub type Answerer = Box<dyn FnMut(Request) -> Reply + Send>;
 
+/// Gives the socket that listens, and does not block; called on the lane. `None`: there is none.
+pub type Listen = Box<dyn FnOnce() -> Option<OwnedFd> + Send>;
+
 /// The server of one VM.
 pub struct Server {
-    socket: OwnedFd,
+    listen: Option<Listen>,
+    socket: Option<OwnedFd>,
     callers: BTreeMap<u32, Caller>,
     next: u32,
     answerer: Answerer,
@@ -61,16 +65,18 @@ enum Fate {
 }
 
 impl Server {
-    /// A server on `socket`, which listens and does not block.
-    pub fn new(socket: OwnedFd, answerer: Answerer) -> Server {
-        Server { socket, callers: BTreeMap::new(), next: SOCKET + 1, answerer }
+    /// A server on what `listen` will give.
+    pub fn new(listen: Listen, answerer: Answerer) -> Server {
+        Server { listen: Some(listen), socket: None, callers: BTreeMap::new(), next: SOCKET + 1, answerer }
     }
 
     fn accept(&mut self, ctx: &mut Context<'_>) {
         // No more than come in one go: others live on this lane, too.
         for _ in 0..CALLERS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let Ok(socket) = accept_with(&self.socket, flags) else { return };
+            let Some(Ok(socket)) = self.socket.as_ref().map(|socket| accept_with(socket, flags)) else {
+                return;
+            };
             let number = self.next;
             self.next = self.next.checked_add(1).unwrap_or(SOCKET + 1);
             if ctx.watch(&socket, number, Interest::Readable).is_err() {
@@ -185,7 +191,10 @@ impl Caller {
 
 impl Work for Server {
     fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
-        if let Err(cause) = ctx.watch(&self.socket, SOCKET, Interest::Readable) {
+        self.socket = self.listen.take().and_then(|listen| listen());
+        if let Some(socket) = &self.socket
+            && let Err(cause) = ctx.watch(socket, SOCKET, Interest::Readable)
+        {
             ::log::warn!("wait for requests: {cause}");
         }
         Effect::None
@@ -225,7 +234,7 @@ mod tests {
             let socket = UnixListener::bind(place.path().join("s")).unwrap();
             socket.set_nonblocking(true).unwrap();
             let lane = Lane::spawn("control", |_| ()).unwrap();
-            lane.adopt(Server::new(socket.into(), answerer));
+            lane.adopt(Server::new(Box::new(|| Some(socket.into())), answerer));
             Rig { place, lane }
         }
 

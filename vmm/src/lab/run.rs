@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use agent::client::{Process, Remote};
@@ -46,11 +46,17 @@ enum News {
 /// Runs a command on an emulated host with this process's directory, environment and standard streams.
 ///
 /// Where standard input and output are a terminal, the command has one. Signals that would end this process go to
-/// the command instead, once it runs; before that they end the wait for it, and the process has to end soon.
+/// the command instead, once it runs; before that they end the wait for it, and the process has to end soon. `beside` is
+/// given the host when it is up.
 ///
 /// # Errors
 /// The emulated host cannot be had, or ends before the command does.
-pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> Result<Ended> {
+pub fn run(
+    options: &Options,
+    timeout: Option<Duration>,
+    argv: &[OsString],
+    beside: impl FnOnce(Weak<Host>),
+) -> Result<Ended> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     // Before any thread is started, so that all of them leave the signals to one.
     let numbers = SIGNALS.map(Signal::as_raw);
@@ -76,6 +82,8 @@ pub fn run(options: &Options, timeout: Option<Duration>, argv: &[OsString]) -> R
     // A terminal in raw mode leaves the line discipline to the other side.
     let raw = if command.terminal.is_some() { terminal::enter_both_ways()? } else { None };
     let process = host.start(command)?;
+    let host = Arc::new(host);
+    beside(Arc::downgrade(&host));
     {
         let mut remote = remote.lock().unwrap_or_else(PoisonError::into_inner);
         // One that came while there was a host and no command yet.

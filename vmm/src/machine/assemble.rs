@@ -12,7 +12,7 @@ use base::node::{HostBridge, Node};
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::{self, Body, Chip, Finish, Kit, Overhear, Space, Window};
 use devices::ioapic::IoApic;
-use devices::virtio::{Device, Meters};
+use devices::virtio::{Device, Knob, Meters};
 
 use super::board::Board;
 use super::control::Reports;
@@ -35,6 +35,8 @@ pub struct Site<'a> {
     pub reports: &'a Reports,
     /// How drivers reach virtio devices.
     pub transport: Transport,
+    /// Somebody wants to see the counters, or to change devices while they run.
+    pub watched: bool,
 }
 
 /// What assembly makes.
@@ -49,8 +51,10 @@ pub struct Assembled {
     pub pins: u32,
     /// The last duties of chips, when the guest has ended: to hand on the output they still hold.
     pub finishes: Vec<Finish>,
-    /// The counters of each device that has some, by its name, if the plan wants them.
+    /// The counters of each device that has some, by its name, if anybody wants them.
     pub meters: Vec<(String, Meters)>,
+    /// What can change of each device while the guest runs, likewise.
+    pub knobs: Vec<(String, Knob)>,
     /// The lane on which virtio devices work, if there is any.
     pub lane: Option<LaneHandle>,
 }
@@ -72,9 +76,10 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
             pins: 0,
             finishes: Vec::new(),
             meters: Vec::new(),
+            knobs: Vec::new(),
             lane: None,
         },
-        metered: plan.metrics.is_some(),
+        watched: site.watched,
         room: Room::new(site.transport, line),
     };
     if plan.command.is_some() {
@@ -114,8 +119,8 @@ pub fn assemble(plan: &Plan, site: &Site<'_>) -> Result<Assembled> {
 struct Work<'a> {
     site: &'a Site<'a>,
     made: Assembled,
-    /// Counters are wanted.
-    metered: bool,
+    /// Counters and knobs are wanted.
+    watched: bool,
     /// Where virtio devices go.
     room: Room,
 }
@@ -139,12 +144,13 @@ impl Work<'_> {
         self.made.finishes.extend(device.last_duty());
         let lane = &self.lane()?;
         let line = &|gsi| lines.line(gsi);
-        let (memory, gsis, metered) = (self.site.memory, lines.pins_max(), self.metered);
-        let parts = Parts { name, device, memory, lane, line, gsis, metered };
+        let (memory, gsis, watched) = (self.site.memory, lines.pins_max(), self.watched);
+        let parts = Parts { name, device, memory, lane, line, gsis, watched };
         let placed = self.room.place(&mut self.made.board, parts)?;
         self.made.nodes.extend(placed.node);
-        if metered {
+        if watched {
             self.made.meters.push((name.to_owned(), placed.meters));
+            self.made.knobs.extend(placed.knob.map(|knob| (name.to_owned(), knob)));
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ const NEXT: u32 = 1;
 const ROOM: u32 = 2;
 
 /// What is counted.
+#[derive(Clone)]
 pub struct Sources {
     /// Exits and the hypervisor's side.
     pub board: Arc<Board>,
@@ -36,7 +37,7 @@ pub struct Sources {
 
 impl Sources {
     /// The counters of the machine as a whole.
-    fn machine(&self) -> Map<String, Value> {
+    pub fn machine(&self) -> Map<String, Value> {
         let exits = Kind::NAMES.iter().zip(&self.board.exits);
         let mut all: Map<String, Value> =
             exits.map(|((_, name), count)| (format!("{name}_exits"), count.get().into())).collect();
@@ -51,7 +52,7 @@ impl Sources {
     }
 
     /// The counters of each device.
-    fn devices(&self) -> Map<String, Value> {
+    pub fn devices(&self) -> Map<String, Value> {
         let values = |meters: &Meters| -> Map<String, Value> {
             meters.iter().map(|(name, count)| ((*name).to_owned(), count.get().into())).collect()
         };

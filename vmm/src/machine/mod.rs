@@ -3,7 +3,9 @@
 mod assemble;
 mod board;
 mod control;
+mod desk;
 mod doorbells;
+mod host_objects;
 mod lazy;
 mod load;
 mod metrics;
@@ -28,11 +30,13 @@ use devices::catalog::Finish;
 use self::assemble::{Assembled, Site, assemble};
 use self::board::Board;
 use self::control::{Arrival, Control, end_of};
+use self::desk::{Exhibits, Opening};
 pub use self::load::check;
 use self::load::load;
 use self::metrics::{Recorder, Sources};
 pub use self::scout::Scout;
 use self::vcpu::Running;
+use crate::control::presence::Presence;
 use crate::hang::Hang;
 use crate::host::LinuxHost;
 use crate::hv::{Kind, Stand, Vcpu, Vm};
@@ -42,17 +46,21 @@ use crate::outcome::{End, Ram, Report, Times, Watch};
 use crate::plan::{OnReset, Plan};
 use crate::session::{self, Session};
 
-/// Runs the machine of `plan` until it ends. `scout` was sent ahead, `started` is when the process began.
+/// Runs the machine of `plan` until it ends. `scout` was sent ahead, `started` is when the process began, `presence` how
+/// others find it.
 ///
 /// # Errors
 /// The machine could not be started. What goes wrong later, also in starting it again, is a [`Report`] too.
-pub fn run(plan: &Plan, scout: &Scout, started: Instant) -> Result<Report> {
+pub fn run(plan: &Plan, scout: &Scout, started: Instant, presence: Option<&Presence>) -> Result<Report> {
     let again = plan.on_reset == OnReset::Restart;
     let host = if again { LinuxHost::for_lives() } else { LinuxHost::default() };
     let mut before: Option<Report> = None;
     loop {
         let session = plan.command.as_ref().map(|command| Session::prepare(command, &host)).transpose()?;
-        let report = match (live(plan, scout, &host, session, started, before.is_none()), before) {
+        let opening = presence
+            .map(|presence| Opening { presence: presence.clone(), switchboard: host.switchboard().clone() });
+        let life = live(plan, scout, &host, (session, opening), started, before.is_none());
+        let report = match (life, before) {
             (Ok(report), _) => report,
             (Err(fail), Some(report)) => return Ok(report.but(End::HostError(fail), started)),
             (Err(fail), None) => return Err(fail),
@@ -70,7 +78,7 @@ fn live(
     plan: &Plan,
     scout: &Scout,
     host: &LinuxHost,
-    session: Option<Session>,
+    (session, opening): (Option<Session>, Option<Opening>),
     started: Instant,
     first: bool,
 ) -> Result<Report> {
@@ -86,8 +94,9 @@ fn live(
         name_kernel(plan, &kernel);
     }
     let vm = Arc::new(scout.vm()?.with(plan.irqchip)?);
-    Ok(match Machine::build(plan, vm, memory, &kernel, host, control)? {
+    Ok(match Machine::build(plan, vm, memory, &kernel, host, control, opening.is_some())? {
         ControlFlow::Continue(machine) => {
+            let machine = Machine { opening, ..machine };
             let report = machine.run(plan, Some(scout), session, started);
             // What is on its last line matters where it is shown.
             let shown = plan.command.is_none() && host.has_lent_stdio();
@@ -131,10 +140,13 @@ struct Machine {
     image: Option<PathBuf>,
     /// Where the vCPUs stood, if that is of interest.
     stands: Vec<Option<Stand>>,
+    /// What can be seen and changed of it from the outside, if anybody can find it.
+    exhibits: Option<Exhibits>,
+    opening: Option<Opening>,
 }
 
 impl Machine {
-    /// Builds it; or says how the run ended while it was being built.
+    /// Builds it; or says how the run ended while it was being built. `watched`: others will be able to find it.
     fn build(
         plan: &Plan,
         vm: Arc<dyn Vm>,
@@ -142,6 +154,7 @@ impl Machine {
         kernel: &Kernel,
         host: &dyn Host,
         control: Control,
+        watched: bool,
     ) -> Result<ControlFlow<End, Machine>> {
         // Before all else: counters that cannot be written should not cost a run.
         let recorder = plan.metrics.as_ref().map(|metrics| Recorder::open(metrics, host)).transpose()?;
@@ -154,6 +167,7 @@ impl Machine {
             clock: Arc::new(HostClock::default()),
             reports: &control.reports,
             transport: virtio::choose(plan.transport, kernel),
+            watched: watched || plan.metrics.is_some(),
         };
         let made = assemble(plan, &site)?;
         if let Some(end) = control.interrupted() {
@@ -163,7 +177,7 @@ impl Machine {
         if let Some(end) = control.interrupted() {
             return Ok(ControlFlow::Break(end));
         }
-        let Assembled { board, finishes, meters, lane, .. } = made;
+        let Assembled { board, finishes, meters, knobs, lane, .. } = made;
         let mut vcpus = (0..plan.cpus).map(|id| vm.vcpu(id, plan.cpus)).collect::<Result<Vec<_>>>()?;
         if let Some(first) = vcpus.first_mut() {
             first.start_at(&start)?;
@@ -171,9 +185,10 @@ impl Machine {
         let board = Arc::new(board);
         control.glean(board.clone());
         control.settle();
-        let recorder = recorder.map(|recorder| {
-            recorder.of(Sources { board: board.clone(), memory: memory.clone(), devices: meters })
-        });
+        let sources = Sources { board: board.clone(), memory: memory.clone(), devices: meters };
+        let recorder = recorder.map(|recorder| recorder.of(sources.clone()));
+        let exhibits = watched.then_some(Exhibits { sources, knobs });
+        let opening = None;
         let image = kernel.path().map(Path::to_owned);
         let stands = Vec::new();
         Ok(ControlFlow::Continue(Machine {
@@ -186,6 +201,8 @@ impl Machine {
             recorder,
             image,
             stands,
+            exhibits,
+            opening,
         }))
     }
 
@@ -203,6 +220,11 @@ impl Machine {
         if let Some(limit) = plan.boot_timeout {
             let arrived = self.arrival(session.as_ref().ok().and_then(Option::as_ref));
             self.control.await_boot(limit, plan.on_reset, started, arrived);
+        }
+        if let (Some(opening), Some(exhibits), Ok(session)) = (&self.opening, self.exhibits.take(), &session)
+        {
+            let reach = session.as_ref().map(session::Running::reach);
+            opening.open(plan, exhibits, &self.control.reports, reach);
         }
         let (session, end) = match session {
             Ok(session) => (session, self.live(scout, plan.on_reset == OnReset::Restart)),
@@ -246,7 +268,13 @@ impl Machine {
     /// Lets a session begin: it hears the signals before this machine does.
     fn open(&mut self, session: Session) -> Result<session::Running> {
         let (late, quit) = (self.control.reports.clone(), self.control.reports.clone());
-        let running = session.start(move |end| late.end(end), move || quit.end(End::Quit))?;
+        let (up, unwanted) = (self.opening.clone(), self.control.reports.clone());
+        let up = move || {
+            if up.is_some_and(|opening| !opening.presence.rise()) {
+                unwanted.end(End::Quit);
+            }
+        };
+        let running = session.start(move |end| late.end(end), move || quit.end(End::Quit), up)?;
         self.control.courier = Some(Box::new(running.courier()));
         Ok(running)
     }

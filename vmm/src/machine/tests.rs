@@ -76,7 +76,7 @@ pub fn build_on(
     let control = Control::new(deadline).unwrap();
     let memory = Memory::new(&arch::layout::ram(plan.memory.bytes())).unwrap();
     let vm = Arc::new(Fake(fake.clone()));
-    let built = Machine::build(&plan, vm, memory, &kernel(), host, control).unwrap();
+    let built = Machine::build(&plan, vm, memory, &kernel(), host, control, false).unwrap();
     (plan, built)
 }
 

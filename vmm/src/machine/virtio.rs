@@ -15,7 +15,7 @@ use devices::pci::wire::Wire;
 use devices::pci::{Root, root};
 use devices::virtio::mmio::{ACK, Mmio};
 use devices::virtio::pci::{Pci, Place, WINDOW_LEN};
-use devices::virtio::{Device, Meters};
+use devices::virtio::{Device, Knob, Meters};
 
 use super::board::Board;
 use super::doorbells::Doorbells;
@@ -56,8 +56,8 @@ pub struct Parts<'a> {
     pub line: &'a dyn Fn(u32) -> SharedLine,
     /// Number of GSIs.
     pub gsis: u32,
-    /// Somebody wants to see its counters.
-    pub metered: bool,
+    /// Somebody wants to see its counters, or to change it while it runs.
+    pub watched: bool,
 }
 
 /// What a device has become in its place.
@@ -66,6 +66,8 @@ pub struct Placed {
     pub node: Option<Node>,
     /// Its counters, if they are wanted.
     pub meters: Meters,
+    /// What can change of it, likewise.
+    pub knob: Option<Knob>,
 }
 
 impl Room {
@@ -92,9 +94,9 @@ impl Room {
                 place_mmio(board, parts, number)
             }
             Room::Pci(root, wires, pins) => {
-                let (pin, meters) = place_pci(board, parts, root, wires)?;
+                let (pin, placed) = place_pci(board, parts, root, wires)?;
                 pins.push(pin);
-                Ok(Placed { node: None, meters })
+                Ok(placed)
             }
         }
     }
@@ -127,7 +129,8 @@ fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Placed
             .hint("use fewer devices"));
     }
     let mmio = Mmio::attach(parts.name, parts.device, parts.memory, (parts.line)(gsi), parts.lane)?;
-    let meters = if parts.metered { mmio.meters().clone() } else { Meters::new() };
+    let meters = if parts.watched { mmio.meters().clone() } else { Meters::new() };
+    let knob = parts.watched.then(|| mmio.knob().clone());
     let doorbells = Doorbells::new(board.vm.clone(), mmio.bells(), Some(base));
     let chip = doorbells.around(Box::new(mmio));
     // One in each interrupt. Nothing comes of it before the driver reads the causes again, which is an exit.
@@ -141,16 +144,16 @@ fn place_mmio(board: &mut Board, parts: Parts<'_>, number: u32) -> Result<Placed
         memory: vec![(narrow(base)?, narrow(layout::VIRTIO_MMIO_LEN)?)],
         irqs: vec![gsi],
     };
-    Ok(Placed { node: Some(node), meters })
+    Ok(Placed { node: Some(node), meters, knob })
 }
 
-/// Makes a device a function of the bus; its device number and the GSI of its pin; its counters.
+/// Makes a device a function of the bus; its device number and the GSI of its pin.
 fn place_pci(
     board: &mut Board,
     parts: Parts<'_>,
     root: &Root,
     wires: &[(u32, Arc<Wire>)],
-) -> Result<((u8, u32), Meters)> {
+) -> Result<((u8, u32), Placed)> {
     let device = root.next()?;
     let (gsi, wire) = wires
         .get(usize::from(device) % wires.len().max(1))
@@ -162,12 +165,13 @@ fn place_pci(
         messages: Vm::messages(board.vm.clone()),
     };
     let pci = Pci::attach(parts.name, parts.device, parts.memory, place, parts.lane)?;
-    let meters = if parts.metered { pci.meters() } else { Meters::new() };
+    let meters = if parts.watched { pci.meters() } else { Meters::new() };
+    let knob = parts.watched.then(|| pci.knob());
     let doorbells = Doorbells::new(board.vm.clone(), pci.bells(), None);
     board.memory.insert_movable(device.into(), WINDOW_LEN, doorbells.around(Box::new(pci.clone())));
     board.movable.push((device.into(), doorbells));
     root.add(Box::new(pci));
-    Ok(((device, *gsi), meters))
+    Ok(((device, *gsi), Placed { node: None, meters, knob }))
 }
 
 fn narrow(value: u64) -> Result<u32> {

@@ -28,7 +28,7 @@ pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Command {
-    /// The program, found by the `PATH` of its environment, and its arguments.
+    /// The program, found by the `PATH` of its environment, and its arguments. Without any, the guest waits for `mayfly exec`.
     pub argv: Vec<String>,
     /// Its environment: `NAME=VALUE`.
     pub env: Vec<String>,
@@ -147,7 +147,7 @@ impl Command {
             let hint = "say what to run: -- COMMAND ARGUMENT...";
             return usage(doing, "it has neither an entrypoint nor a command, and none was given", hint);
         }
-        if self.argv.first().is_none_or(String::is_empty) {
+        if self.argv.first().is_some_and(String::is_empty) {
             let hint = "say what to run: -- COMMAND ARGUMENT..., or `argv` of `command` in a plan";
             return usage("run a command in the guest".to_owned(), "it has no name", hint);
         }

@@ -194,7 +194,7 @@ fn a_device_of_the_users_is_not_taken_for_one_of_a_command() {
 #[test]
 fn commands_that_make_no_sense_are_refused_with_a_remedy() {
     for (command, expected) in [
-        (r#"{}"#, "run a command in the guest: it has no name\n  hint: say what to run: "),
+        (r#"{"argv": [""]}"#, "run a command in the guest: it has no name\n  hint: say what to run: "),
         (r#"{"argv": ["a"], "env": ["=b"]}"#, "set `=b` in the environment: it is not NAME=VALUE\n  hint: "),
         (r#"{"argv": ["a"], "workdir": "b"}"#, "start in `b`: it is no absolute path\n  hint: "),
         (r#"{"argv": ["a"], "hostname": "b c"}"#, "call the guest `b c`: a name is 1 to 64 letters, "),
