@@ -3,6 +3,8 @@
 //! One thread reads the wire and never waits for anything else; each stream of each program has a thread that
 //! carries it, so a reader of ours that is slow holds up its own program only.
 
+mod remote;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -467,31 +469,5 @@ impl Process {
             let _ = carrier.join();
         }
         end.map_err(|why| io::Error::new(io::ErrorKind::ConnectionAborted, why))
-    }
-}
-
-impl Remote {
-    /// Sends a signal to the program's process group.
-    ///
-    /// # Errors
-    /// The wire is dead.
-    pub fn signal(&self, number: u8) -> io::Result<()> {
-        self.link.send(&Frame::Signal { id: self.id, number })
-    }
-
-    /// Asks the guest for another call, and another wire.
-    ///
-    /// # Errors
-    /// The wire is dead.
-    pub fn ask_for_call(&self) -> io::Result<()> {
-        self.link.send(&Frame::Call)
-    }
-
-    /// Tells the program's terminal its size.
-    ///
-    /// # Errors
-    /// The wire is dead.
-    pub fn resize(&self, size: Size) -> io::Result<()> {
-        self.link.send(&Frame::Resize { id: self.id, size })
     }
 }

@@ -55,9 +55,12 @@ fn task(name: &str, arguments: &[OsString]) -> Option<ExitCode> {
             std::thread::park();
         },
         (programs::PACK, Some(path), None) => {
-            let packed = parcel::pack(path, &mut BufWriter::with_capacity(64 << 10, io::stdout().lock()));
-            packed
-                .map(|left_out| drop((left_out > 0).then(|| eprintln!("left out {left_out} special files"))))
+            let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+            parcel::pack(path, &mut out).map(|left_out| {
+                if left_out > 0 {
+                    eprintln!("{left_out} special files were left out");
+                }
+            })
         }
         (programs::UNPACK, Some(place), Some(name)) => parcel::unpack(&mut io::stdin().lock(), place, name),
         _ => return None,

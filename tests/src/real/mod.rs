@@ -11,6 +11,7 @@ use crate::kernels::{Flavour, Kernel};
 mod boots;
 mod commands;
 mod consoles;
+mod control;
 mod disks;
 pub(crate) mod drivers;
 mod ends;
@@ -44,6 +45,7 @@ pub fn cases() -> Vec<Case> {
         memory::cases(),
         identity::cases(),
         inside::cases(),
+        control::cases(),
     ]
     .into_iter()
     .flatten()

@@ -249,7 +249,7 @@ fn make_files(path: &Path, about: &About) -> io::Result<File> {
 
 /// What an entry says; `None` if it is what a killed VM has left.
 fn look_at(path: &Path, name: &str) -> io::Result<Option<Record>> {
-    let mut result = match File::open(path.join("result")) {
+    let result = match File::open(path.join("result")) {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -261,7 +261,7 @@ fn look_at(path: &Path, name: &str) -> io::Result<Option<Record>> {
         Err(error) => return Err(error.into()),
         Ok(()) => {
             flock(&result, FlockOperation::Unlock)?;
-            match read_result(&mut result)? {
+            match read_result(&result)? {
                 Some(value) => State::Ended(value),
                 None => return Ok(None),
             }

@@ -132,8 +132,12 @@ impl Blk {
         if change.size.is_some() {
             self.refresh()?;
         }
-        change.operations().map(|rate| self.throttle.limit_operations(rate));
-        change.bytes().map(|rate| self.throttle.limit_bytes(rate));
+        if let Some(rate) = change.operations() {
+            self.throttle.limit_operations(rate);
+        }
+        if let Some(rate) = change.bytes() {
+            self.throttle.limit_bytes(rate);
+        }
         Ok(())
     }
 
