@@ -18,7 +18,7 @@ use rustix::io::retry_on_intr;
 
 use crate::flow::{Inflow, Outflow};
 use crate::heard::{Heard, Said};
-use crate::wire::{Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Outcome, Size, Stream, VERSION};
+use crate::wire::{Decoder, Exec, FROM_GUEST, Frame, MAX_DATA, Malformed, Outcome, Stream, VERSION};
 
 /// The host's end of a wire. Dropping it cuts the wire.
 pub struct Client {

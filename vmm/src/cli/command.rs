@@ -8,6 +8,7 @@ use devices::catalog::{CATALOG, Entry, Presence};
 use serde_json::Value;
 
 use super::legend::{keys, settings, summary};
+use super::names::COMMANDS;
 use crate::plan::{
     Accel, CPUS_MAX, DEFAULT_CMDLINE, DEFAULT_MEMORY, GenerationId, Irqchip, KernelMemory, NO_PCI, OnReset,
     Period, Protocol, Size, Transport,
@@ -32,34 +33,6 @@ impl Detail {
             Detail::Names
         }
     }
-}
-
-/// All commands, in the order of their help.
-const COMMANDS: [&str; 18] = [
-    "run",
-    "ps",
-    "exec",
-    "logs",
-    "cp",
-    "set",
-    "stop",
-    "kill",
-    "wait",
-    "rm",
-    "image",
-    "inspect",
-    "kernel",
-    "doctor",
-    "lab",
-    "completions",
-    "man",
-    "schema",
-];
-
-/// The command that was typed, if it is one.
-pub fn typed(words: &[OsString]) -> Option<&'static str> {
-    let word = words.iter().skip(1).find(|word| !word.as_encoded_bytes().starts_with(b"-"))?;
-    COMMANDS.into_iter().find(|command| word == command)
 }
 
 const EXIT_CODES: &str = "\

@@ -40,12 +40,10 @@ pub fn inspect(matches: &ArgMatches) -> u8 {
 
 /// A word that is no path may have been meant for a VM.
 fn unless_a_vm(path: &Path, fail: Fail) -> Fail {
-    let word = path.components().count() == 1 && !path.exists();
-    if word && fail.remedy().is_none() {
-        fail.hint("no VM has that name either: see mayfly ps -a")
-    } else {
-        fail
+    if path.components().count() != 1 || path.exists() || fail.why != Why::Missing {
+        return fail;
     }
+    Fail::new(fail.why, fail.summary()).hint("check the name; no VM is called so either: mayfly ps -a")
 }
 
 fn text(path: &Path, json: bool) -> Result<String> {

@@ -13,6 +13,7 @@ mod kernel;
 mod kernels;
 mod lab;
 mod legend;
+mod names;
 mod papers;
 mod relay;
 mod result;
@@ -92,7 +93,7 @@ fn usage(error: &clap::Error, words: &[OsString]) -> u8 {
             code::USAGE
         }
         _ => {
-            log::tell(&reword(&text, command::typed(words), astray(error, words)));
+            log::tell(&reword(&text, names::typed(words), astray(error, words)));
             code::USAGE
         }
     }
@@ -104,7 +105,7 @@ fn astray(error: &clap::Error, words: &[OsString]) -> Option<String> {
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(word))
             if error.kind() == ErrorKind::UnknownArgument
-                && command::typed(words) == Some("run")
+                && names::typed(words) == Some("run")
                 && !named
                 && !word.starts_with('-') =>
         {
@@ -146,7 +147,7 @@ mod tests {
         let text = |words: &[&str]| {
             let error = command::command(command::Detail::Names).try_get_matches_from(words).unwrap_err();
             let words: Vec<_> = words.iter().map(OsString::from).collect();
-            reword(&error.render().to_string(), command::typed(&words), astray(&error, &words))
+            reword(&error.render().to_string(), names::typed(&words), astray(&error, &words))
         };
         assert_eq!(
             text(&["mayfly", "run", "--memroy", "1G"]),
