@@ -5,6 +5,7 @@
 
 mod ears;
 mod ended;
+mod export;
 pub mod keys;
 pub mod reach;
 
@@ -28,9 +29,11 @@ use crate::host::LinuxHost;
 use crate::outcome::End;
 use crate::plan::{Command, PORT};
 use crate::{quote, terminal};
+pub use export::Export;
 
-/// How long a guest whose command has ended may take to power off.
+/// How long a guest whose command has ended may take to power off: one that only has to, and one with services to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
+const LONG_FAREWELL: Duration = Duration::from_secs(30);
 /// The wait for a guest that may take as long as it likes.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -41,6 +44,8 @@ pub struct Session {
     streams: Streams,
     /// Changes of the terminal's size, if the command has one.
     changes: Option<OwnedFd>,
+    /// Where to what the guest has changed goes.
+    export: Option<Export>,
 }
 
 /// A session that goes on.
@@ -73,6 +78,7 @@ impl Session {
             wire: wire.into(),
             command: command.clone(),
             changes,
+            export: command.export_changes.as_deref().map(Export::open).transpose()?,
             // What is closed (`<&-`) is empty, or thrown away.
             streams: Streams {
                 stdin: share(&io::stdin()).ok(),
@@ -102,6 +108,7 @@ impl Session {
         let ears = Arc::new(Ears::new(&self.command));
         let hearing = ears.clone();
         let command = self.command.clone();
+        let farewell = if command.systemd { LONG_FAREWELL } else { FAREWELL };
         let doing = || "start the session with the guest";
         let wire = self.wire.try_clone().doing(Why::Host, doing)?;
         if let Some(changes) = self.changes.take() {
@@ -128,7 +135,7 @@ impl Session {
                 };
                 // Nobody listens any more if the machine has ended and its patience with us, too.
                 let _ = tell.send(outcome);
-                let silent = matches!(ending.recv_timeout(FAREWELL), Err(RecvTimeoutError::Timeout));
+                let silent = matches!(ending.recv_timeout(farewell), Err(RecvTimeoutError::Timeout));
                 if let Some(end) = over.filter(|_| silent) {
                     late(end);
                 }
@@ -187,8 +194,11 @@ impl Session {
             Err(error) => (None, Some(quote::line(error.to_string().as_bytes()))),
         };
         slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Whatever the command came to: to see what it did is why one asks.
+        let export = self.export.filter(|_| outcome.is_some());
+        let unexported = export.and_then(|export| export.take(client).err());
         let _ = client.shut_down();
-        Ended { outcome, broken, lost: outputs.error(), ..ended }
+        Ended { outcome, broken, lost: outputs.error(), unexported, ..ended }
     }
 }
 
@@ -278,6 +288,7 @@ mod tests {
             command: Command { argv: vec!["true".into()], ..Command::default() },
             streams: Streams::default(),
             changes: None,
+            export: None,
         };
         session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), Arc::default(), || (), || ())
     }

@@ -189,6 +189,24 @@ fn flags_change_the_command_of_a_plan() {
 }
 
 #[test]
+fn changes_go_to_a_file_and_a_system_is_told_of_its_root() {
+    let dir = fixtures();
+    let output = run(dir.path(), "run --kernel tiny --root directory --export-changes - -- x");
+    assert_eq!(output.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.starts_with("error: use --export-changes -: standard output is the command's\n  hint: "),
+        "{told}"
+    );
+    let words = "run --kernel tiny --root directory --export-changes a.tar --systemd --dry-run -- x";
+    let plan: serde_json::Value = serde_json::from_slice(&run(dir.path(), words).stdout).unwrap();
+    assert_eq!(plan["command"]["export_changes"], dir.path().join("a.tar").display().to_string());
+    assert_eq!(plan["command"]["systemd"], true);
+    assert!(plan["cmdline"]["extend"].as_str().unwrap().contains("fstab=no"), "{plan}");
+    assert!(!dir.path().join("a.tar").exists());
+}
+
+#[test]
 fn a_home_is_passed_on_where_it_is_the_commands_own() {
     let dir = fixtures();
     let home = |words: &str| {

@@ -11,6 +11,7 @@ mod clock;
 pub mod flow;
 pub mod heard;
 mod kernel_log;
+pub mod layer;
 pub mod orders;
 pub mod parcel;
 mod process;
@@ -30,4 +31,6 @@ pub mod programs {
     pub const PACK: &str = "pack";
     /// Unpacks standard input to the place that follows, under the name that follows that.
     pub const UNPACK: &str = "unpack";
+    /// Writes the layer of the root to standard output.
+    pub const LAYER: &str = "layer";
 }

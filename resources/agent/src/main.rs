@@ -12,13 +12,15 @@ mod mounts;
 mod network;
 mod root;
 mod session;
+mod system;
 
 use std::ffi::OsString;
 use std::io::{self, BufWriter};
 use std::path::Path;
 use std::process::ExitCode;
 
-use agent::{parcel, programs};
+use agent::orders::CHANGES;
+use agent::{layer, parcel, programs};
 
 /// First argument of the command that enters a terminal before it becomes the program that follows.
 const ON_TERMINAL: &str = "on-terminal";
@@ -63,6 +65,17 @@ fn task(name: &str, arguments: &[OsString]) -> Option<ExitCode> {
             })
         }
         (programs::UNPACK, Some(place), Some(name)) => parcel::unpack(&mut io::stdin().lock(), place, name),
+        (programs::LAYER, None, None) => {
+            let out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+            let Err(error) = layer::pack(Path::new(CHANGES), out) else { return Some(ExitCode::SUCCESS) };
+            // An `errno` is all that whoever asked for it can take.
+            let code = error.raw_os_error().and_then(|errno| u8::try_from(errno).ok());
+            return Some(ExitCode::from(code.unwrap_or(u8::MAX)));
+        }
+        (system::SERVE, Some(port), None) => session::serve_in_system(port.to_str().unwrap_or_default()),
+        (system::TROUBLE, Some(port), Some(text)) => {
+            session::tell_of_system(port.to_str().unwrap_or_default(), &text.to_string_lossy())
+        }
         _ => return None,
     };
     Some(match done {

@@ -10,6 +10,9 @@ use crate::wire::{Body, Malformed, put_number, put_string};
 /// Where the file is.
 pub const PATH: &str = "/mayfly.orders";
 
+/// Where the layer of a private root is found, if it was ordered.
+pub const CHANGES: &str = "/run/mayfly/changes";
+
 /// A file system that a disk may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileSystem {
@@ -41,6 +44,10 @@ pub struct Orders {
     pub root: Option<Volume>,
     /// What else is to be mounted beneath the root, in this order.
     pub volumes: Vec<Volume>,
+    /// The systemd of the root is process 1, and the agent one of its services.
+    pub systemd: bool,
+    /// What is written to a private root is to be found at [`CHANGES`].
+    pub changes: bool,
     /// Network interfaces that are set up before the first program.
     pub interfaces: Vec<Interface>,
 }
@@ -99,6 +106,7 @@ impl Orders {
         for volume in self.root.iter().chain(&self.volumes) {
             volume.encode(&mut out);
         }
+        out.extend([self.systemd, self.changes].map(u8::from));
         put_number(&mut out, self.interfaces.len());
         self.interfaces.iter().for_each(|interface| interface.encode(&mut out));
         out
@@ -115,8 +123,9 @@ impl Orders {
         let count = body.word()?;
         let root = has_root.then(|| Volume::decode(&mut body)).transpose()?;
         let volumes = (0..count).map(|_| Volume::decode(&mut body)).collect::<Result<_, _>>()?;
+        let (systemd, changes) = (body.byte()? != 0, body.byte()? != 0);
         let interfaces = body.list(Interface::decode)?;
-        Ok(Orders { port, hostname, root, volumes, interfaces })
+        Ok(Orders { port, hostname, root, volumes, systemd, changes, interfaces })
     }
 }
 
@@ -204,6 +213,8 @@ mod tests {
                 volume(Source::Directory(b"v1".to_vec()), "/a b\n", Writes::Through),
                 volume(Source::Disk(b"d".to_vec()), "/d", Writes::Refused),
             ],
+            systemd: false,
+            changes: true,
             interfaces: vec![
                 Interface {
                     mac: Some([2, 0, 0, 0, 0, 1]),

@@ -3,12 +3,15 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use agent::orders::{ON_DISKS, Orders, Source, Volume, Writes};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_move};
+use agent::orders::{CHANGES, ON_DISKS, Orders, Source, Volume, Writes};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_bind, mount_change, mount_move};
 
 use crate::mounts::{mount_any, mount_at, mount_with};
 use crate::network;
@@ -24,39 +27,78 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn build(orders: &Orders) -> io::Result<()> {
     let name = orders.hostname.as_slice();
     rustix::system::sethostname(name)?;
+    let mut changes = None;
     if let Some(root) = &orders.root {
-        place(root, Path::new(ROOT), 0)?;
+        place(root, Path::new(ROOT), 0, orders.changes)?;
+        // While its path can still be walked.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        changes =
+            orders.changes.then(|| rustix::fs::open(layer(0).upper, flags, Mode::empty())).transpose()?;
         enter(ROOT)?;
     }
-    furnish();
+    if orders.systemd {
+        // The rest is its own matter.
+        mount_at("tmpfs", "tmpfs", "/run", "mode=755")?;
+    } else {
+        furnish();
+    }
+    if let Some(changes) = changes {
+        show(&changes)?;
+    }
     for (volume, number) in orders.volumes.iter().zip(1..) {
         let inside = OsStr::from_bytes(&volume.place);
         if !Path::new(inside).is_absolute() {
             let text = format!("mount at {}: it is no absolute path", inside.display());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        place(volume, Path::new(inside), number)?;
+        place(volume, Path::new(inside), number, false)?;
     }
     network::build(&orders.interfaces)
 }
 
-/// Mounts a volume. `number` tells its layers from those of others.
-fn place(volume: &Volume, at: &Path, number: u32) -> io::Result<()> {
+/// Mounts a volume. `number` tells its layers from those of others; a `plain` one holds all that has changed itself.
+fn place(volume: &Volume, at: &Path, number: u32, plain: bool) -> io::Result<()> {
     if volume.writes != Writes::Private {
         return attach(volume, at, volume.writes == Writes::Refused);
     }
-    // Out of the way of everything, and reachable as long as the overlay holds it.
-    let layers = PathBuf::from(format!("{LAYERS}/{number}"));
-    let [lower, memory] = ["lower", "memory"].map(|name| layers.join(name));
+    let Layer { lower, memory, upper, work } = layer(number);
     attach(volume, &lower, true)?;
     mount_at("tmpfs", "private", &memory, "mode=755")?;
-    let [upper, work] = ["upper", "work"].map(|name| memory.join(name));
     for dir in [&upper, &work] {
         fs::create_dir_all(dir)?;
     }
-    let options =
-        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    // A renamed directory is copied: a reference to the one below would be of no use elsewhere.
+    let plain = if plain { ",redirect_dir=off,metacopy=off" } else { "" };
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}{plain}",
+        lower.display(),
+        upper.display(),
+        work.display()
+    );
     mount_at("overlay", "private", at, &options)
+}
+
+/// Directories of what is private to the guest.
+struct Layer {
+    lower: PathBuf,
+    memory: PathBuf,
+    upper: PathBuf,
+    work: PathBuf,
+}
+
+/// Out of the way of everything, and reachable as long as the overlay holds it.
+fn layer(number: u32) -> Layer {
+    let [lower, memory] = ["lower", "memory"].map(|name| PathBuf::from(format!("{LAYERS}/{number}/{name}")));
+    Layer { upper: memory.join("upper"), work: memory.join("work"), lower, memory }
+}
+
+/// Shows what is written to the root, in a place that is root's alone.
+fn show(changes: &OwnedFd) -> io::Result<()> {
+    fs::create_dir_all(CHANGES)?;
+    if let Some(parent) = Path::new(CHANGES).parent() {
+        fs::set_permissions(parent, PermissionsExt::from_mode(0o700))?;
+    }
+    Ok(mount_bind(format!("/proc/self/fd/{}", changes.as_raw_fd()), CHANGES)?)
 }
 
 fn attach(volume: &Volume, at: &Path, refuse: bool) -> io::Result<()> {
@@ -127,7 +169,7 @@ pub fn furnish() {
         let _ = std::os::unix::fs::symlink(target, format!("/dev/{name}"));
     }
     if fs::create_dir("/tmp").is_ok() {
-        let all = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        let all = PermissionsExt::from_mode(0o1777);
         let _ = fs::set_permissions("/tmp", all);
     }
 }

@@ -11,7 +11,7 @@ use agent::server::{Options, Server};
 use agent::wire::Frame;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::root;
+use crate::{root, system};
 
 /// The host's context ID (virtio 1.2, section 5.10.4).
 const HOST: u32 = 2;
@@ -28,28 +28,53 @@ pub fn orders() -> io::Result<Option<Orders>> {
     Ok(Some(Orders::decode(&bytes)?))
 }
 
-/// Serves the host to the end.
+/// Serves the host to the end. With a system in the guest, it is that which ends it, and this returns only for trouble.
 pub fn run(orders: &Orders) -> io::Result<()> {
+    if orders.systemd {
+        let error = root::build(orders).map_or_else(|error| error, |()| system::become_init(orders));
+        return tell(&call(orders.port)?, &error);
+    }
     let wire = call(orders.port)?;
     if let Err(error) = root::build(orders) {
         return tell(&wire, &error);
     }
+    serve(wire, orders.port, true)
+}
+
+fn serve(wire: OwnedFd, port: u32, init: bool) -> io::Result<()> {
     let me = OsString::from("/proc/self/exe");
     let trampoline = vec![me.clone(), OsString::from(crate::ON_TERMINAL)];
-    let another = vec![me, crate::ANOTHER.into(), orders.port.to_string().into()];
-    let options = Options { trampoline, init: true, sync: false, fresh: false, messages: true, another };
+    let another = vec![me, crate::ANOTHER.into(), port.to_string().into()];
+    let options = Options { trampoline, init, sync: false, fresh: false, messages: true, another };
     Server::new(wire, options)?.serve()?;
     Ok(())
 }
 
 /// Calls the host once more, and serves what it asks for there: `port` is what the agent was told.
 pub fn serve_another(port: &str) -> io::Result<()> {
-    let port = port.parse().map_err(|_| io::Error::new(ErrorKind::InvalidInput, "a port is a number"))?;
     let trampoline = vec![OsString::from("/proc/self/exe"), OsString::from(crate::ON_TERMINAL)];
     let another = Vec::new();
     let options = Options { trampoline, init: false, sync: false, fresh: false, messages: false, another };
-    Server::new(call(port)?, options)?.serve()?;
+    Server::new(call(number(port)?)?, options)?.serve()?;
     Ok(())
+}
+
+/// Serves the host as a service of a system; `port` is the host's.
+pub fn serve_in_system(port: &str) -> io::Result<()> {
+    let served = number(port).and_then(|port| serve(call(port)?, port, false));
+    system::power_off()?;
+    served
+}
+
+/// Tells the host what is wrong with the system, and ends the machine.
+pub fn tell_of_system(port: &str, text: &str) -> io::Result<()> {
+    let wire = number(port).and_then(call)?;
+    tell(&wire, &io::Error::other(format!("start the system: {text}")))?;
+    crate::init::end("poweroff", "")
+}
+
+fn number(port: &str) -> io::Result<u32> {
+    port.parse().map_err(|_| io::Error::new(ErrorKind::InvalidInput, "a port is a number"))
 }
 
 /// Calls the host.

@@ -1,6 +1,6 @@
 //! Runs a command on a terminal of its own and plays the operator.
 //!
-//!     terminal [expect=TEXT | send=TEXT | signal=NAME | patience=SECONDS]... -- COMMAND...
+//!     terminal [expect=TEXT | send=TEXT | size=ROWSxCOLUMNS | signal=NAME | patience=SECONDS]... -- COMMAND...
 //!
 //! Steps are taken in order; `\n`, `\\` and `\xHH` stand for bytes. It copies what the command writes, ends with the
 //! command's exit code or 128 and the number of the signal that ended it, with 97 when an expected text does not come, and with 98 when the command left the terminal
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::tcgetattr;
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 /// Time for a text to come, and for the end, unless a step says otherwise.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -63,6 +63,7 @@ fn play(arguments: &[String]) -> Result<u8, String> {
                 .map(|seconds| patience = Duration::from_secs(seconds))
                 .map_err(|e| told(step, &e)),
             Some(("send", text)) => master.write_all(&bytes(text)?).map_err(|e| told("send", &e)),
+            Some(("size", size)) => resize(&master, size),
             Some(("signal", name)) => signal(name, &child),
             _ => Err(format!("what is the step {step:?}?")),
         };
@@ -89,6 +90,15 @@ fn signal(name: &str, child: &Child) -> Result<(), String> {
         Ok(status) => Err(format!("kill -s {name}: {status}")),
         Err(cause) => Err(format!("run kill: {cause}")),
     }
+}
+
+/// Gives the terminal a size, of which the command is told by a signal.
+fn resize(master: &File, size: &str) -> Result<(), String> {
+    let parts =
+        size.split_once('x').and_then(|(rows, columns)| Some((rows.parse().ok()?, columns.parse().ok()?)));
+    let (ws_row, ws_col) = parts.ok_or_else(|| format!("what is the size {size:?}?"))?;
+    tcsetwinsize(master, Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 })
+        .map_err(|e| format!("resize: {e}"))
 }
 
 fn open() -> rustix::io::Result<OwnedFd> {

@@ -2,6 +2,7 @@
 //! root is a RAM disk with busybox in it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{expect, value};
 use crate::ground::{Output, quote};
@@ -29,12 +30,18 @@ pub fn cases() -> Vec<Case> {
     cases.push(Case::new("real::commands::output_of_64_mib", |room| volume(room, 64)));
     cases.push(Case::new("real::commands::signals", signals));
     cases.push(Case::new("real::commands::machine_ends_first", machine_ends_first));
+    cases.push(Case::new("real::commands::terminal", terminal));
     cases.push(Case::new("real::commands::a_reader_that_leaves", |room| {
         let line = line(room, Flavour::Cloud, "", "yes")?;
         let output = room.shell(&format!("({line}; echo code=$? >&2) | head -n 1"))?;
         output.says("y\n")?.complains("code=141\n").map(drop)
     }));
     cases
+}
+
+/// What takes longer.
+pub fn soak() -> Vec<Case> {
+    vec![Case::new("soak::commands::a_gibibyte_there_and_back", gibibyte)]
 }
 
 /// The RAM disk, and beside it the modules where a kernel that is unpacked has them.
@@ -61,6 +68,61 @@ fn line(room: &Room<'_>, flavour: Flavour, arguments: &str, command: &str) -> Re
 fn run(room: &mut Room<'_>, arguments: &str, command: &str) -> Result<Output, Stop> {
     let line = line(room, Flavour::Cloud, arguments, command)?;
     room.shell(&line)
+}
+
+/// A shell on a terminal: its size as it changes, keys that are signals, jobs that stop and go on, much output; and the operator's
+/// own terminal as it was, however the run ends.
+fn terminal(room: &mut Room<'_>) -> Verdict {
+    room.limit = Duration::from_secs(240);
+    let program = crate::initramfs::program_path("terminal")?;
+    let play = |room: &mut Room<'_>, steps: &[&str], command: &str| -> Result<Output, Stop> {
+        let line = line(room, Flavour::Cloud, "-it", command)?;
+        let steps: Vec<String> = steps.iter().map(|step| quote(step)).collect();
+        room.shell(&format!(
+            "{} patience=60 {} -- {line}",
+            quote(&program.display().to_string()),
+            steps.join(" ")
+        ))
+    };
+    // What is typed is seen, too: what is waited for is none of it.
+    let shell = [
+        "expect=# ",
+        r"send=stty size\n",
+        "expect=24 80",
+        r#"send=sh -c 'trap "echo winch-\$((20+3))" WINCH; echo wait-$((1+0)); until [ "$(stty size)" = "40 100" ]; do :; done; echo sized-$((2*2))'\n"#,
+        "expect=wait-1",
+        "size=40x100",
+        "expect=winch-23",
+        "expect=sized-4",
+        r"send=sh -c 'echo run-$((1+1)); sleep 1000'\n",
+        "expect=run-2",
+        r"send=\x03",
+        r"send=echo code=$?-$((3*3))\n",
+        "expect=code=130-9",
+        r"send=sh -c 'echo run-$((2+2)); cat'\n",
+        "expect=run-4",
+        r"send=\x1a",
+        "expect=Stopped",
+        "expect=# ",
+        r"send=fg\n",
+        "expect=cat\"",
+        r"send=twice\n",
+        "expect=twice\r\ntwice\r\n",
+        r"send=\x04",
+        r"send=seq 1 100000; echo all-$((5*5))\n",
+        "expect=99999\r\n100000\r\n",
+        "expect=all-25",
+        r"send=exit 5\n",
+    ];
+    play(room, &shell, "sh")?.code(5)?;
+    play(room, &["expect=# ", r"send=\x01x"], "sh")?.code(130)?;
+    let wait = "sh -c 'echo up-$((1+1)); sleep 1000'";
+    for (signal, code) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
+        play(room, &["expect=up-2", &format!("signal={signal}")], wait)?.code(code)?;
+    }
+    let panic = "sh -c 'echo up-$((1+1)); echo c >/proc/sysrq-trigger; sleep 1000'";
+    play(room, &["expect=up-2"], panic)?.code(120)?;
+    Ok(())
 }
 
 /// Standard input arrives, standard output and standard error are apart, and each is the command's alone.
@@ -130,6 +192,28 @@ fn volume(room: &mut Room<'_>, mib: u32) -> Verdict {
     let wanted = value(&output, "sum")?;
     expect(&output, "down", &wanted)?;
     expect(&output, "up", &wanted)
+}
+
+/// A GiB of random bytes goes in and comes out at once, then a million lines; mayfly holds none of it.
+fn gibibyte(room: &mut Room<'_>) -> Verdict {
+    room.limit = Duration::from_secs(3000);
+    let line = line(room, Flavour::Cloud, "--memory 256M --timeout 2900s", "sh -c 'cat; seq 1 1000000'")?;
+    let output = room.shell(&format!(
+        "head -c 64M /dev/urandom >r; all() {{ for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do cat r; done; }}
+         echo wanted=$( (all; seq 1 1000000) | sha256sum | cut -c1-64)
+         mkfifo /dev/shm/out.$$ /dev/shm/in.$$; sha256sum </dev/shm/out.$$ >sum & all >/dev/shm/in.$$ &
+         {line} </dev/shm/in.$$ >/dev/shm/out.$$ & p=$!
+         while sed -n 's/VmHWM: *//p' /proc/$p/status >peak.new 2>/dev/null && [ -s peak.new ]; do mv peak.new peak; sleep 1; done
+         wait; rm /dev/shm/out.$$ /dev/shm/in.$$; echo came=$(cut -c1-64 sum); echo peak=$(sed 's/[^0-9]//g' peak)"
+    ))?;
+    let wanted = value(&output, "wanted")?;
+    expect(&output, "came", &wanted)?;
+    let peak: u64 = value(&output, "peak")?.parse().map_err(|_| output.differs("a peak in KiB"))?;
+    // The guest's memory is part of it.
+    if peak > (256 + 64) << 10 {
+        return Err(output.differs("at most 64 MiB beside the guest's memory"));
+    }
+    Ok(())
 }
 
 /// A signal to mayfly is one to the command; a second ends the run, whatever the command does with the first.

@@ -9,7 +9,8 @@ use crate::initramfs;
 use crate::kernels::{Flavour, Kernel};
 
 mod boots;
-mod commands;
+mod changes;
+pub(crate) mod commands;
 mod consoles;
 mod control;
 mod disks;
@@ -17,7 +18,8 @@ pub(crate) mod drivers;
 mod ends;
 mod identity;
 pub(crate) mod images;
-mod inside;
+pub(crate) mod inside;
+mod leftovers;
 mod memory;
 pub(crate) mod network;
 mod pci;
@@ -30,6 +32,7 @@ mod sockets;
 pub fn cases() -> Vec<Case> {
     [
         boots::cases(),
+        changes::cases(),
         commands::cases(),
         roots::cases(),
         ends::cases(),
@@ -46,6 +49,7 @@ pub fn cases() -> Vec<Case> {
         identity::cases(),
         inside::cases(),
         control::cases(),
+        leftovers::cases(),
     ]
     .into_iter()
     .flatten()

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::harness::{Case, Stop};
 use crate::kernels::Flavour;
 use crate::real::drivers::come_and_go;
-use crate::real::network;
+use crate::real::{commands, network};
 
 mod disks;
+mod injected;
 mod sockets;
 mod system;
 
@@ -20,10 +21,18 @@ const WAYS: [(&str, Flavour); 2] = [("mmio", Flavour::Cloud), ("pci", Flavour::G
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    [disks::cases(), system::cases(), drivers(), sockets::cases(), network::soak()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        disks::cases(),
+        system::cases(),
+        drivers(),
+        sockets::cases(),
+        network::soak(),
+        commands::soak(),
+        injected::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Drivers come and go for longer.

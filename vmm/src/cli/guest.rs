@@ -1,7 +1,7 @@
 //! The flags of `mayfly run` that are about a command in the guest.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, ValueHint, value_parser};
@@ -10,6 +10,10 @@ use crate::plan::{Access, Cmdline, Command, Container, Initrd, Ktap, Plan, Root,
 
 /// What a kernel prints on its console if nobody asked for more: warnings and worse. Each line costs a start some time.
 const CALM: &str = "loglevel=5";
+
+/// What systemd is told: the root and what is in it are mounted, whatever the table of another machine says, and nobody sits at
+/// the console to answer questions.
+const SYSTEM: &str = "fstab=no systemd.gpt_auto=no systemd.firstboot=off";
 
 /// What guests on an emulated host warn of: QEMU tells nested guests of an XSAVE area that does not add up. A guest of
 /// QEMU's own on the emulated host does so as well.
@@ -24,6 +28,20 @@ pub fn flags(run: Clap) -> Clap {
         .arg(Arg::new("ktap").long("ktap").value_name("HOW").value_parser(value_parser!(Ktap)).help(
             "What becomes of tests that the command, or the kernel, tells of in KTAP or TAP [default: strict]",
         ))
+        .arg(
+            Arg::new("systemd")
+                .long("systemd")
+                .action(ArgAction::SetTrue)
+                .help("Start the root's own systemd, and the command when the system is up"),
+        )
+        .arg(
+            Arg::new("export-changes")
+                .long("export-changes")
+                .value_name("FILE.tar")
+                .value_hint(ValueHint::FilePath)
+                .value_parser(value_parser!(PathBuf))
+                .help("Keep what was written to the root: a tar archive, which is a layer of an image"),
+        )
         .arg(
             Arg::new("command")
                 .value_name("COMMAND")
@@ -118,8 +136,19 @@ pub fn set(matches: &ArgMatches, plan: &mut Plan) -> Result<()> {
     let words = matches.get_many::<OsString>("command").into_iter().flatten();
     let argv = words.map(text).collect::<Result<Vec<_>>>()?;
     if plan.command.is_none() && argv.is_empty() && !matches.contains_id("image") {
-        let idle = ["root", "entrypoint", "rw", "volume", "env", "workdir", "user", "hostname", "ktap"];
-        let switches = ["tty", "interactive"];
+        let idle = [
+            "root",
+            "entrypoint",
+            "rw",
+            "volume",
+            "env",
+            "workdir",
+            "user",
+            "hostname",
+            "ktap",
+            "export-changes",
+        ];
+        let switches = ["tty", "interactive", "systemd"];
         let given = |name: &&&str| matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine);
         return match idle.iter().chain(&switches).find(given) {
             None => Ok(()),
@@ -155,10 +184,14 @@ fn command_line(matches: &ArgMatches, plan: &mut Plan, argv: Vec<String>) -> Res
     super::run::set(matches, "user", &mut command.user);
     super::run::set(matches, "hostname", &mut command.hostname);
     super::run::set(matches, "ktap", &mut command.ktap);
+    if let Some(path) = matches.get_one::<PathBuf>("export-changes") {
+        command.export_changes = Some(export(path)?);
+    }
     command.allow.extend(matches.get_many::<String>("allow").into_iter().flatten().cloned());
     if crate::lab::is_here() {
         command.allow.push(NESTED.to_owned());
     }
+    command.systemd |= matches.get_flag("systemd");
     command.terminal |= matches.get_flag("tty");
     if command.terminal
         && let Ok(term) = std::env::var("TERM")
@@ -167,6 +200,9 @@ fn command_line(matches: &ArgMatches, plan: &mut Plan, argv: Vec<String>) -> Res
     }
     if plan.kernel.as_os_str().is_empty() {
         plan.kernel = super::kernel::find()?;
+    }
+    if command.systemd && matches!(plan.cmdline, Cmdline::Extend(_)) {
+        plan.cmdline.push(SYSTEM);
     }
     plan.command = Some(command);
     if matches.get_count("verbose") == 0 && matches!(plan.cmdline, Cmdline::Extend(_)) {
@@ -186,6 +222,16 @@ fn root(matches: &ArgMatches, plan: &Plan) -> Result<Root> {
     };
     let path = std::path::absolute(path).doing(Why::Usage, || format!("use --root {}", path.display()))?;
     Ok(if path.is_dir() { Root::Directory(path) } else { Root::Image(path) })
+}
+
+/// The file that changes go to.
+fn export(path: &Path) -> Result<PathBuf> {
+    let doing = || format!("use --export-changes {}", path.display());
+    if path == "-" {
+        let fail = Fail::new(Why::Usage, doing()).because("standard output is the command's");
+        return Err(fail.hint("name a file"));
+    }
+    std::path::absolute(path).doing(Why::Usage, doing)
 }
 
 /// A command before the flags. Over this machine's own root it finds what it would find here: environment and directory; but

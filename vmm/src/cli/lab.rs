@@ -18,6 +18,7 @@ use crate::lab::Ended;
 use crate::machine::{self, Scout};
 use crate::outcome::{code, code_before_start};
 use crate::plan::{Accel, Period, Plan, Size};
+use crate::session::Export;
 use crate::{kernels, lab, log};
 
 /// RAM of the emulated host, unless something else is asked for.
@@ -184,6 +185,8 @@ fn memory(guest: Size, room: Size) -> Result<Size> {
 fn claim(plan: &Plan, host: &dyn Host) -> Result<Vec<File>> {
     let mut held = Vec::new();
     held.extend(plan.metrics.as_ref().map(|metrics| metrics.open(host)).transpose()?);
+    let export = plan.command.as_ref().and_then(|command| command.export_changes.as_deref());
+    export.map(Export::open).transpose()?;
     for device in &plan.devices {
         if let Some(entry) = catalog::find(&device.kind) {
             held.extend(entry.claim(&device.spec, &device.name, host)?);

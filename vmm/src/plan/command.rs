@@ -44,10 +44,16 @@ pub struct Command {
     pub root: Root,
     /// Directories of the host in places of its own.
     pub volumes: Vec<Volume>,
+    /// The systemd of the root is started first, and the command when it is up, as a service of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub systemd: bool,
     /// Texts in complaints of the kernel's that are expected.
     pub allow: Vec<String>,
     /// What results of tests are good for.
     pub ktap: Ktap,
+    /// A file that gets what was changed of the root: a tar archive, a layer of an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export_changes: Option<PathBuf>,
 }
 
 impl Default for Command {
@@ -61,8 +67,10 @@ impl Default for Command {
             hostname: "mayfly".to_owned(),
             root: Root::default(),
             volumes: Vec::new(),
+            systemd: false,
             allow: Vec::new(),
             ktap: Ktap::default(),
+            export_changes: None,
         }
     }
 }
@@ -165,6 +173,14 @@ impl Command {
                 "the directory is one of the guest: /tmp, for example",
             );
         }
+        if self.export_changes.is_some() && self.root == Root::Initrd {
+            let hint = "pass --root DIR or --root IMAGE";
+            return usage("export changes".to_owned(), "initial RAM disks are no root that has any", hint);
+        }
+        if self.systemd && self.root == Root::Initrd {
+            let hint = "pass --root DIR or --root IMAGE";
+            return usage("start systemd".to_owned(), "initial RAM disks are no root that has it", hint);
+        }
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
         if self.hostname.is_empty() || self.hostname.len() > 64 || !self.hostname.chars().all(fits) {
             return usage(
@@ -186,6 +202,9 @@ impl Command {
         let root = match &self.root {
             Root::Initrd => None,
             Root::Directory(_) => Some(volume(Source::Directory(ROOT.into()), top, Writes::Private)),
+            Root::Image(_) | Root::Container(_) if self.export_changes.is_some() => {
+                Some(volume(Source::Disk(ROOT.into()), top, Writes::Private))
+            }
             // The disk itself forgets.
             Root::Image(_) | Root::Container(_) => {
                 Some(volume(Source::Disk(ROOT.into()), top, Writes::Through))
@@ -200,13 +219,21 @@ impl Command {
             volume(Source::Directory(tag(number).into_bytes()), &of.guest, writes)
         });
         let hostname = self.hostname.clone().into_bytes();
-        Orders { port: PORT, hostname, root, volumes: volumes.collect(), ..Orders::default() }
+        Orders {
+            port: PORT,
+            systemd: self.systemd,
+            hostname,
+            root,
+            volumes: volumes.collect(),
+            changes: self.export_changes.is_some(),
+            ..Orders::default()
+        }
     }
 
     /// Modules without which there is no root.
     fn vital(&self) -> impl Iterator<Item = Driver> {
         let private = self.volumes.iter().any(|volume| volume.access == Access::Cow);
-        let layered = private || matches!(self.root, Root::Directory(_));
+        let layered = private || matches!(self.root, Root::Directory(_)) || self.export_changes.is_some();
         let unpacked = matches!(self.root, Root::Container(_));
         layered.then_some(OVERLAY).into_iter().chain(unpacked.then_some(UNPACKED))
     }

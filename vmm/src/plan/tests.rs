@@ -197,9 +197,34 @@ fn commands_that_make_no_sense_are_refused_with_a_remedy() {
         (r#"{"argv": [""]}"#, "run a command in the guest: it has no name\n  hint: say what to run: "),
         (r#"{"argv": ["a"], "env": ["=b"]}"#, "set `=b` in the environment: it is not NAME=VALUE\n  hint: "),
         (r#"{"argv": ["a"], "workdir": "b"}"#, "start in `b`: it is no absolute path\n  hint: "),
+        (r#"{"argv": ["a"], "export_changes": "/c.tar"}"#, "export changes: initial RAM disks are no root"),
+        (r#"{"argv": ["a"], "systemd": true}"#, "start systemd: initial RAM disks are no root that has it\n"),
         (r#"{"argv": ["a"], "hostname": "b c"}"#, "call the guest `b c`: a name is 1 to 64 letters, "),
     ] {
         let text = complaint(&format!(r#"{{"kernel": "k", "command": {command}}}"#));
         assert!(text.starts_with(expected) && text.contains("\n  hint: "), "{text}");
     }
+}
+
+#[test]
+fn the_agent_is_told_of_changes_of_a_system_and_of_the_network() {
+    let text = r#"{"kernel": "k", "command": {"argv": ["true"], "root": {"image": "/r.img"}, "export_changes": "/c.tar",
+                   "systemd": true}, "devices": [{"kind": "net", "name": "n", "spec": {"mode": "user"}}]}"#;
+    let whole = plan(text).unwrap().complete().unwrap();
+    let orders = whole.command.as_ref().unwrap().orders();
+    assert_eq!((orders.changes, orders.systemd), (true, true));
+    // Not the disk that forgets keeps what is written, but a layer in the guest.
+    assert_eq!(orders.root.unwrap().writes, agent::orders::Writes::Private);
+    let (vital, _) = whole.modules(Transport::Mmio.driver());
+    for module in ["overlay", "virtio_net", "virtio_blk"] {
+        assert!(vital.iter().any(|driver| driver.module == module), "{module} in {vital:?}");
+    }
+    let interfaces = whole.interfaces().unwrap();
+    assert_eq!(interfaces.len(), 1);
+    assert_eq!(interfaces[0].addresses[0], ([10, 0, 2, 15].into(), 24));
+    let plain =
+        plan(r#"{"kernel": "k", "command": {"argv": ["true"], "root": {"image": "/r.img"}}}"#).unwrap();
+    let orders = plain.command.unwrap().orders();
+    assert_eq!((orders.changes, orders.systemd), (false, false));
+    assert_eq!(orders.root.unwrap().writes, agent::orders::Writes::Through);
 }

@@ -42,6 +42,8 @@ pub struct Ended {
     pub trouble: Option<String>,
     /// Why some of its output could not be written.
     pub lost: Option<io::Error>,
+    /// Why what the guest has changed could not be kept.
+    pub unexported: Option<Fail>,
     /// Why the agent was cut off before the end of the command, or was gone.
     pub broken: Option<String>,
     /// What the guest's kernel said of itself.
@@ -57,6 +59,7 @@ impl Ended {
     pub fn cause(&self) -> Cause {
         match (self.outcome, &self.trouble) {
             (Some(Outcome::Code(code::DONE)), _) if self.lost_output().is_some() => Cause::HostError,
+            (Some(Outcome::Code(code::DONE)), _) if self.unexported.is_some() => Cause::HostError,
             (Some(Outcome::Code(code::DONE)), _) if !self.health.is_good() => Cause::Unhealthy,
             (Some(Outcome::Code(code::DONE)), _) if self.fails_by_tests() => Cause::TestsFailed,
             (Some(Outcome::Code(code::DONE)), _) => Cause::Ok,
@@ -112,6 +115,7 @@ impl Ended {
             _ => self
                 .lost_output()
                 .map(|cause| about("write the output of the command").because(cause.to_string()))
+                .or_else(|| self.unexported.as_ref().map(again))
                 .or_else(|| self.refusal())
                 .or_else(|| self.death())
                 .or_else(|| {
@@ -179,6 +183,12 @@ impl Ended {
             None => "unfinished",
         }
     }
+}
+
+/// The same once more, to be told.
+fn again(fail: &Fail) -> Fail {
+    let told = Fail::new(fail.why, fail.summary());
+    fail.remedy().into_iter().fold(told, |told, hint| told.hint(hint))
 }
 
 #[cfg(test)]
