@@ -116,7 +116,7 @@ fn test(xml: &mut String, source: &str, case: &Case) {
 
 /// Text in an attribute or between tags. What XML 1.0 has no way to say (section 2.2) becomes U+FFFD; so does the carriage
 /// return, which readers change anyway.
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -16,6 +16,7 @@ pub mod ktap;
 pub mod lab;
 pub mod log;
 pub mod machine;
+pub mod matrix;
 pub mod modules;
 pub mod outcome;
 pub mod plan;

@@ -31,6 +31,11 @@ fn fixtures() -> tempfile::TempDir {
         "good.json",
         "{ \"kernel\": \"vmlinuz\", \"initrd\": [\"builtin\"], \"cpus\": 4, \"memory\": \"2G\" }\n",
     );
+    put(
+        "good.toml",
+        "kernel = \"tiny\"\ncommand = \"echo {suite}\"\nroot = \"directory\"\n[matrix]\ncpus = [1, 2]\nsuite = [\"a\"]\n",
+    );
+    put("none.toml", "kernel = \"tiny\"\n[matrix]\ncpus = [1, 99]\n");
     fs::create_dir(dir.path().join("boot")).unwrap();
     for release in ["5.10.0-9-amd64", "6.1.0-56-amd64"] {
         put(&format!("boot/vmlinuz-{release}"), "");

@@ -7,6 +7,7 @@ use crate::image;
 
 mod console;
 mod ends;
+mod matrix;
 mod metrics;
 mod terminal;
 mod wrong;
@@ -16,9 +17,16 @@ const LIMIT: Duration = Duration::from_secs(40);
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
-    let all = [ends::cases(), console::cases(), terminal::cases(), wrong::cases(), metrics::cases()]
-        .into_iter()
-        .flatten();
+    let all = [
+        ends::cases(),
+        console::cases(),
+        terminal::cases(),
+        wrong::cases(),
+        metrics::cases(),
+        matrix::cases(),
+    ]
+    .into_iter()
+    .flatten();
     all.map(|Case { name, run }| Case {
         name,
         run: Box::new(move |room| {

@@ -82,6 +82,11 @@ pub fn command(detail: Detail) -> Command {
         })
         .subcommands(super::vm::commands())
         .subcommand(
+            Command::new("matrix")
+                .about("Run a command on several kernels, roots and settings, with one report")
+                .defer(super::matrix::flags),
+        )
+        .subcommand(
             Command::new("image")
                 .about("List, load and remove container images of the cache")
                 .defer(super::image::commands),

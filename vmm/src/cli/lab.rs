@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Weak;
 
 use base::host::Host;
@@ -96,6 +97,36 @@ pub fn take_over(
     lab::check()?;
     // The other side finds it unpacked: there it would take twenty times as long.
     kernel.prepare()?;
+    boot_and_run(&reason, memory, more, presence).map(Some)
+}
+
+/// Runs this very command line on the emulated host if guests have to run there: with these kernels, and `guests` of memory
+/// together. `None` if they can run here.
+///
+/// # Errors
+/// They can run neither here nor there.
+pub fn hand_over<'a>(
+    accel: Accel,
+    images: impl Iterator<Item = &'a Path>,
+    guests: Size,
+    scout: &Scout,
+    more: Vec<OsString>,
+) -> Result<Option<Taken>> {
+    let Some(reason) = reason(accel, || probe(scout))? else { return Ok(None) };
+    let memory = memory(guests, lab::room())?;
+    lab::check()?;
+    for image in images {
+        kernels::open(image)?.prepare()?;
+    }
+    boot_and_run(&reason, memory, more, None).map(Some)
+}
+
+fn boot_and_run(
+    reason: &str,
+    memory: Size,
+    more: Vec<OsString>,
+    presence: Option<&Presence>,
+) -> Result<Taken> {
     log::note(&format!("{reason}; running on an emulated host (slower)"));
     let mut command: Vec<OsString> = vec![std::env::current_exe().unwrap_or_else(|_| "mayfly".into()).into()];
     let name = presence.map(|presence| format!("--name={}", presence.name()).into());
@@ -104,7 +135,7 @@ pub fn take_over(
     let order = Order { cpus: 1, memory, icount: false, tick: false, timeout: None, command };
     let ended =
         exec(&order, |host| presence.into_iter().for_each(|presence| super::relay::begin(presence, &host)))?;
-    Ok(Some(match ended.unborn {
+    Ok(match ended.unborn {
         Some(number) => Taken::Unborn(number),
         None => {
             let code = settled(ended, code::QUIT);
@@ -117,7 +148,7 @@ pub fn take_over(
             presence.into_iter().for_each(|presence| presence.conclude(&result.to_string()));
             Taken::Ended(code)
         }
-    }))
+    })
 }
 
 /// The command line for the other side: this one, with the flags for there before the command in the guest.

@@ -13,6 +13,7 @@ mod kernel;
 mod kernels;
 mod lab;
 mod legend;
+mod matrix;
 mod names;
 mod papers;
 mod relay;
@@ -55,6 +56,7 @@ fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
         "doctor" => doctor::doctor(&matches),
         "kernel" => kernels::kernel(&matches),
         "lab" => lab::lab(&matches),
+        "matrix" => matrix::matrix(&matches),
         "completions" => papers::completions(&matches),
         "man" => papers::man(&matches),
         "schema" => papers::schema(),

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 
 /// All commands, in the order of their help.
-pub const COMMANDS: [&str; 18] = [
+pub const COMMANDS: [&str; 19] = [
     "run",
+    "matrix",
     "ps",
     "exec",
     "logs",

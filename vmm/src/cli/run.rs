@@ -95,6 +95,14 @@ fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Deta
     Ok(Attempt::Ran(Box::new(report), presence))
 }
 
+/// The whole plan that flags ask for.
+///
+/// # Errors
+/// They make no sense, or what they name cannot be read.
+pub(super) fn planned(matches: &ArgMatches) -> Result<Plan> {
+    plan(matches, beginning(matches)?)?.complete()
+}
+
 /// The plan that flags change and extend: that of the plan file, if there is one.
 fn beginning(matches: &ArgMatches) -> Result<Plan> {
     match (matches.get_one::<String>(HANDED), matches.get_one::<PathBuf>("plan")) {

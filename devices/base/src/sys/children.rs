@@ -24,6 +24,23 @@ pub fn die_with_parent(command: &mut Command) {
     unsafe { command.pre_exec(ask) };
 }
 
+/// Has the child hear all signals, also those that its parent takes in another way ([`super::signals::divert`]).
+pub fn hear_signals(command: &mut Command) {
+    let unblock = || {
+        // SAFETY: all-zero is a valid `sigset_t` to be emptied.
+        let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set is a local.
+        unsafe { libc::sigemptyset(&raw mut none) };
+        // SAFETY: the set is valid, the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call and neither locks nor allocates.
+    unsafe { command.pre_exec(unblock) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,5 +53,20 @@ mod tests {
         die_with_parent(&mut command);
         let mut child = std::thread::spawn(move || command.spawn().unwrap()).join().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_child_hears_what_its_parent_has_blocked() {
+        // In a thread of its own, so that the mask of the test runner stays as it is.
+        std::thread::spawn(|| {
+            super::super::signals::block(&[libc::SIGTERM]).unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", "kill -TERM $$; exit 3"]);
+            assert_eq!(command.status().unwrap().code(), Some(3), "without it the child is as deaf");
+            hear_signals(&mut command);
+            assert_eq!(command.status().unwrap().signal(), Some(libc::SIGTERM));
+        })
+        .join()
+        .unwrap();
     }
 }
