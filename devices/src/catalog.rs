@@ -158,6 +158,12 @@ pub trait Kind: Send + Sync + 'static {
         None
     }
 
+    /// Whether one that the operator has made like this does for such a purpose what [`Kind::serve`] would make one for.
+    fn does_serve(spec: &Self::Spec, purpose: Purpose<'_>) -> bool {
+        let _ = (spec, purpose);
+        true
+    }
+
     /// Builds it.
     ///
     /// # Errors
@@ -296,6 +302,11 @@ pub trait Entry: Sync {
     /// # Errors
     /// The settings cannot be written down.
     fn serve(&self, purpose: Purpose<'_>) -> Result<Option<Value>>;
+    /// As [`Kind::does_serve`].
+    ///
+    /// # Errors
+    /// The settings are none of its kind.
+    fn does_serve(&self, spec: &Value, purpose: Purpose<'_>) -> Result<bool>;
     /// Builds one.
     ///
     /// # Errors
@@ -370,6 +381,9 @@ impl<K: Kind> Entry for Of<K> {
     }
     fn serve(&self, purpose: Purpose<'_>) -> Result<Option<Value>> {
         K::serve(purpose).as_ref().map(Self::value).transpose()
+    }
+    fn does_serve(&self, spec: &Value, purpose: Purpose<'_>) -> Result<bool> {
+        Self::typed(spec).map(|spec| K::does_serve(&spec, purpose))
     }
     fn build(&self, spec: &Value, kit: &Kit<'_>) -> Result<Body> {
         let spec = Self::typed(spec)?;

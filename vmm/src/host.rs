@@ -5,6 +5,7 @@ mod network;
 pub mod program;
 pub mod share;
 pub mod switchboard;
+mod vhost;
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -16,7 +17,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base::fail::{barred, remedy_to_read, why_of};
+use base::host::vhost::{Back, Vhost};
 use base::host::{Access, Answers, Host, Keepsakes, Screen, Stream, Tap, kernel_entropy};
+use base::memory::Memory;
 use base::sys::signals;
 use base::{Doing, Fail, Result, Why};
 use rustix::fs::{Access as Rights, Mode, OFlags, fcntl_setfl};
@@ -121,6 +124,10 @@ impl Host for LinuxHost {
 
     fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {
         network::tap(role, name, queues)
+    }
+
+    fn vhost(&self, role: &str, back: Back, memory: &Memory) -> Result<Box<dyn Vhost>> {
+        vhost::open(role, back, memory)
     }
 
     fn expect_descriptors(&self, count: u64) {

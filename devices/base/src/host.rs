@@ -3,6 +3,7 @@
 
 pub mod fake;
 pub mod socket;
+pub mod vhost;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -17,8 +18,10 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::io::Errno;
 
 use crate::fail::{Doing, Fail, Result, Why, why_of};
+use crate::memory::Memory;
 pub use crate::sys::tap::{Tap, is_name as is_tap_name, offload};
 pub use socket::Listener;
+use vhost::{Back, Vhost};
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,6 +251,16 @@ pub trait Host: Send + Sync {
     fn tap(&self, role: &str, name: Option<&str>, queues: usize) -> Result<Tap> {
         let _ = (name, queues);
         Err(Fail::new(Why::Unsupported, format!("open a tap for {role}")).because("this host has none"))
+    }
+
+    /// Opens a part of the kernel that works rings in this memory.
+    ///
+    /// # Errors
+    /// As the host answers, with the remedy.
+    fn vhost(&self, role: &str, back: Back, memory: &Memory) -> Result<Box<dyn Vhost>> {
+        let _ = memory;
+        let doing = format!("open {} for {role}", back.path());
+        Err(Fail::new(Why::Unsupported, doing).because("this host has none"))
     }
 
     /// Prepares for `count` more open descriptors, as far as the host's limits go.

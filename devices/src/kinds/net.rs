@@ -3,6 +3,7 @@
 mod control;
 mod device;
 mod inside;
+mod vhost;
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -53,6 +54,10 @@ pub struct Spec {
     /// Pairs of queues, 1 to 8: more than one only with a tap (default: 1).
     #[serde(default)]
     pub queues: Option<u16>,
+    /// Mode tap: on: the host's kernel carries the frames (vhost-net); off: this process does; auto: the kernel where it
+    /// can, and no limit is set.
+    #[serde(default, skip_serializing_if = "vhost::Choice::is_auto")]
+    pub vhost: vhost::Choice,
     /// Bytes in a second at the most, in each direction, such as 10M (default: no limit).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Amount>,
@@ -128,6 +133,7 @@ impl Kind for This {
     fn check(spec: &Spec, name: &str) -> Result<()> {
         let mode = mode(spec, name)?;
         check(spec, mode, name)?;
+        vhost::check(spec, mode, name)?;
         spec.mac.as_ref().map(|text| address(text, name)).transpose()?;
         inside::interface(spec, name)?;
         if mode != Mode::User {
@@ -165,7 +171,7 @@ impl Kind for This {
                     // Other machines are on the same wire: of this host, and of others.
                     mac = invent(&[kit.name, &tap.name, &machine(kit)]);
                 }
-                Box::new(TapLink::new(tap, kit.name, spec.mtu))
+                Box::new(TapLink::new(tap, kit.name, spec.mtu, vhost::workers(spec, pairs, kit)?))
             }
             Mode::Passt => {
                 let path = Path::new(spec.passt.as_deref().unwrap_or_default());

@@ -10,6 +10,7 @@ mod gate;
 mod packet;
 mod table;
 mod traffic;
+mod vhost;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,10 @@ pub struct Spec {
     /// The guest's context ID: 3 to 4294967294.
     #[serde(default = "first_cid")]
     pub cid: u32,
+    /// on: the host's kernel carries the streams (vhost-vsock). The guest is reached on its context ID by sockets of the
+    /// family AF_VSOCK, and reaches those of the host; there is no Unix socket.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
 }
 
 fn first_cid() -> u32 {
@@ -63,7 +68,12 @@ impl Kind for This {
         &[Driver { module: "vmw_vsock_virtio_transport", option: "VIRTIO_VSOCKETS" }];
 
     fn serve(purpose: Purpose<'_>) -> Option<Spec> {
-        matches!(purpose, Purpose::Calls).then_some(Spec { path: None, cid: FIRST_CID })
+        matches!(purpose, Purpose::Calls).then_some(Spec { path: None, cid: FIRST_CID, vhost: false })
+    }
+
+    fn does_serve(spec: &Spec, _: Purpose<'_>) -> bool {
+        // The kernel knows no process that answers.
+        !spec.vhost
     }
 
     fn check(spec: &Spec, name: &str) -> Result<()> {
@@ -71,6 +81,11 @@ impl Kind for This {
             return Err(Fail::new(Why::Usage, format!("give {name} the context ID {}", spec.cid))
                 .because(format!("a guest has one of {FIRST_CID} to {}", u32::MAX - 1))
                 .hint("leave cid out for 3"));
+        }
+        if spec.vhost && spec.path.is_some() {
+            return Err(Fail::new(Why::Usage, format!("use a Unix socket for {name} with vhost=on"))
+                .because("streams that the host's kernel carries end in sockets of the family AF_VSOCK")
+                .hint("leave the path out, or vhost"));
         }
         let room = NAME_MAX.saturating_sub(LONGEST_PORT);
         if let Some(path) = spec.path.as_ref().filter(|path| path.as_os_str().len() > room) {
@@ -91,6 +106,9 @@ impl Kind for This {
     }
 
     fn build(spec: &Spec, kit: &Kit<'_>) -> Result<Body> {
+        if spec.vhost {
+            return Ok(Body::Virtio(Box::new(vhost::Vsock::new(spec.cid, kit)?)));
+        }
         let public = spec.path.as_deref().map(|path| open(path, kit)).transpose()?;
         let site = Site {
             gate: Gate { public, answers: kit.host.answers() },

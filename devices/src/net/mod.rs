@@ -39,9 +39,15 @@ pub trait Link: Send {
         let _ = features;
     }
 
-    /// The guest uses so many pairs of queues from now on.
-    fn use_pairs(&mut self, pairs: usize) {
+    /// The guest uses so many pairs of queues from now on; whether it may.
+    fn use_pairs(&mut self, pairs: usize) -> bool {
         let _ = pairs;
+        true
+    }
+
+    /// Whether frames come by here, to be counted and limited.
+    fn shows_frames(&self) -> bool {
+        true
     }
 
     /// Takes the frame in `chain` (its first [`HEADER`] bytes are the virtio header); `false` if it cannot now and

@@ -1,19 +1,23 @@
-//! The link to a tap of the host: the kernel reads and writes frames in guest memory, offloads pass both ways.
+//! The link to a tap of the host: the kernel reads and writes frames in guest memory, offloads pass both ways. Where the
+//! host's kernel works the rings as well (vhost-net), this process only sets it up.
 
-use base::Fault;
+use std::os::fd::AsFd;
+
 use base::host::{Tap, offload};
 use base::lane::Interest;
 use base::sys::iovec::Iovecs;
 use base::sys::socket;
+use base::{Doing, Fault, Why};
 use rustix::io::Errno;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
     VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
-    VIRTIO_NET_F_HOST_USO,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MQ,
 };
 
 use super::{HEADER, Inbox, LARGEST, Link};
+use crate::virtio::vhost::Worker;
 use crate::virtio::{Chain, Io};
 
 /// Frames read in one visit, so that a flood leaves the lane to others.
@@ -49,14 +53,37 @@ pub struct TapLink {
     large: bool,
     /// For each pair: frames may wait for room in the inbox.
     starved: Vec<bool>,
+    /// For each pair, who works its rings, if that is the host's kernel.
+    workers: Vec<Worker>,
 }
 
 impl TapLink {
-    /// The link of the device called `name`.
-    pub fn new(tap: Tap, name: &str, mtu: Option<u16>) -> TapLink {
+    /// The link of the device called `name`; `workers` are as many as the tap has queues, or none.
+    pub fn new(tap: Tap, name: &str, mtu: Option<u16>, workers: Vec<Worker>) -> TapLink {
         let mtu = mtu.unwrap_or(tap.mtu);
         let starved = vec![false; tap.queues.len()];
-        TapLink { tap, name: name.to_owned(), mtu, large: false, starved }
+        TapLink { tap, name: name.to_owned(), mtu, large: false, starved, workers }
+    }
+
+    /// Gives the kernel the rings of all pairs that the driver knows of, and has it begin with the first.
+    fn hand_over(&mut self, features: u64, io: &mut Io<'_>) -> std::io::Result<()> {
+        let known = if features & 1 << VIRTIO_NET_F_MQ != 0 { self.workers.len() } else { 1 };
+        for (pair, worker) in self.workers.iter_mut().take(known).enumerate() {
+            let receive = token(pair).saturating_mul(2);
+            worker.take(&[receive, receive.saturating_add(1)], features, token(pair) | BROKEN, io)?;
+        }
+        self.begin(1)
+    }
+
+    /// Has the kernel carry the frames of so many pairs, and of no more.
+    fn begin(&mut self, pairs: usize) -> std::io::Result<()> {
+        // A queue that is not used has no frames to wait for, which the kernel refuses to do.
+        self.workers.iter_mut().skip(pairs).for_each(Worker::pause);
+        if let Err(cause) = self.tap.use_queues(pairs) {
+            log::debug!(target: "guest", "{}: use {pairs} queues of {}: {cause}", self.name, self.tap.name);
+        }
+        let mut ours = self.workers.iter_mut().zip(&self.tap.queues).take(pairs);
+        ours.try_for_each(|(worker, queue)| worker.begin(Some(queue.as_fd())))
     }
 
     /// Moves frames from the tap into the inbox, until either has no more.
@@ -92,6 +119,9 @@ impl TapLink {
     }
 }
 
+/// The bit of tokens by which the kernel says that it cannot go on with a pair.
+const BROKEN: u16 = 0x200;
+
 /// The token of a queue's descriptor.
 fn token(pair: usize) -> u16 {
     u16::try_from(pair).unwrap_or(u16::MAX) & 0xff
@@ -118,8 +148,12 @@ impl Link for TapLink {
     }
 
     fn start(&mut self, features: u64, io: &mut Io<'_>) -> base::Result<()> {
-        use base::{Doing, Why};
         self.offer(features);
+        if !self.workers.is_empty() {
+            return self
+                .hand_over(features, io)
+                .doing(Why::Host, || format!("have the host's kernel work for {}", self.name));
+        }
         for (pair, queue) in self.tap.queues.iter().enumerate() {
             // Edge-triggered: nothing is asked again while the guest has no buffers.
             io.watch(queue, token(pair), Interest::Changes)
@@ -137,10 +171,16 @@ impl Link for TapLink {
         }
     }
 
-    fn use_pairs(&mut self, pairs: usize) {
-        if let Err(cause) = self.tap.use_queues(pairs) {
-            log::debug!(target: "guest", "{}: use {pairs} queues of {}: {cause}", self.name, self.tap.name);
+    fn use_pairs(&mut self, pairs: usize) -> bool {
+        let begun = self.begin(pairs);
+        if let Err(cause) = &begun {
+            log::warn!(target: "guest", "{}: have the host's kernel work {pairs} pairs: {cause}", self.name);
         }
+        begun.is_ok()
+    }
+
+    fn shows_frames(&self) -> bool {
+        self.workers.is_empty()
     }
 
     fn transmit(
@@ -167,10 +207,15 @@ impl Link for TapLink {
     }
 
     fn ready(&mut self, token: u16, inboxes: &mut [Inbox], io: &mut Io<'_>) -> Result<(), Fault> {
-        self.receive(usize::from(token & 0xff), inboxes, io)
+        let pair = usize::from(token & 0xff);
+        if token & BROKEN == 0 {
+            return self.receive(pair, inboxes, io);
+        }
+        self.workers.get_mut(pair).map_or(Ok(()), Worker::break_off)
     }
 
     fn stop(&mut self, io: &mut Io<'_>) {
+        self.workers.iter_mut().for_each(|worker| worker.stop(io));
         for (pair, queue) in self.tap.queues.iter().enumerate() {
             io.unwatch(queue);
             io.disarm(more(pair));

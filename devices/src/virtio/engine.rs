@@ -3,6 +3,7 @@
 //! Doorbells wake it; it quiets the ring, lets the device work, listens again, and interrupts the driver at most
 //! once for each visit. A [`Fault`] stops the device until the driver resets it; the VM lives on.
 
+mod loan;
 mod news;
 mod tuning;
 
@@ -19,11 +20,14 @@ use base::{Fail, Fault};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use self::loan::Loan;
 use super::chain::{Buffer, Chain};
 use super::doorbell::Doorbell;
 use super::interrupt::Interrupt;
 use super::ring::{Left, Ring, Setup};
 use super::{Device, Meters};
+
+pub use self::loan::Lent;
 
 /// Features of the rings, offered by every device.
 pub const FEATURES: u64 =
@@ -33,6 +37,8 @@ pub const FEATURES: u64 =
 const DEVICE_TOKENS: u32 = 1 << 16;
 /// The patience of a driver is at its end; above both.
 const TELL: u32 = 1 << 17;
+/// Who works the ring of this queue calls.
+const CALLS: u32 = 1 << 18;
 
 #[derive(Default)]
 pub(super) struct Config {
@@ -133,6 +139,8 @@ impl Shared {
 /// What a device can do while it is called.
 pub struct Io<'a> {
     rings: &'a mut [Option<Ring>],
+    loans: &'a mut Vec<Loan>,
+    doorbells: &'a [Doorbell],
     spare: &'a mut Vec<Vec<Buffer>>,
     epoch: u32,
     memory: &'a Memory,
@@ -250,6 +258,8 @@ pub struct Engine {
     memory: Memory,
     doorbells: Vec<Doorbell>,
     rings: Vec<Option<Ring>>,
+    /// The rings that somebody else works.
+    loans: Vec<Loan>,
     /// Lists for the buffers of chains to come: as many as were ever in flight, so bounded by the device.
     spare: Vec<Vec<Buffer>>,
     /// The queues whose driver wants an interrupt after this visit.
@@ -275,6 +285,7 @@ impl Engine {
             memory,
             doorbells,
             rings: Vec::new(),
+            loans: Vec::new(),
             spare: Vec::new(),
             wanted: Vec::new(),
             waiting: false,
@@ -311,6 +322,7 @@ impl Engine {
         if let Some(fail) = failed {
             return self.shared.fail(&fail);
         }
+        self.ring_lent();
         // Some drivers fill a ring before DRIVER_OK and ring its doorbell then or never.
         for queue in (0..).zip(queues).filter(|(_, setup)| setup.ready).map(|(queue, _)| queue) {
             self.visit(ctx, |engine, ctx| engine.kick(queue, ctx));
@@ -332,6 +344,7 @@ impl Engine {
                 Ok(())
             });
         }
+        self.take_back(ctx);
         self.rings.clear();
         ctx.disarm(TELL);
         self.waiting = false;
@@ -347,6 +360,8 @@ impl Engine {
         let (mut broken, mut changed) = (None, false);
         let mut io = Io {
             rings: &mut self.rings,
+            loans: &mut self.loans,
+            doorbells: &self.doorbells,
             spare: &mut self.spare,
             epoch: self.epoch,
             memory: &self.memory,
@@ -448,6 +463,10 @@ impl Work for Engine {
         }
         if token == TELL {
             self.interrupt_if_wanted(true, ctx);
+            return Effect::None;
+        }
+        if token & CALLS != 0 {
+            self.called(u16::try_from(token & !CALLS).unwrap_or(u16::MAX));
             return Effect::None;
         }
         self.visit(ctx, |engine, ctx| match u16::try_from(token) {

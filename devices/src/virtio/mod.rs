@@ -17,6 +17,7 @@ mod knob;
 pub mod mmio;
 pub mod pci;
 mod ring;
+pub mod vhost;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,8 @@ use base::{Fault, Result};
 
 use crate::catalog::Finish;
 pub use chain::{Buffer, Chain, Span};
-pub use engine::Io;
 pub use knob::Knob;
+pub use engine::{Io, Lent};
 
 /// Counters of a device by name (`read_bytes`), to be read from any thread.
 pub type Meters = Vec<(&'static str, Arc<Counter>)>;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use base::Fault;
+use base::host::vhost::Place;
 use base::memory::{Memory, Ram};
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -93,6 +94,16 @@ impl Ring {
         let mut queue = setup.queue(max, ram)?;
         queue.set_event_idx(event_idx);
         Ok(Ring { queue, budget: 0, cut: false, drained: false, fresh: false, told: 0 })
+    }
+
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        Place {
+            size: self.queue.size(),
+            desc: self.queue.desc_table(),
+            avail: self.queue.avail_ring(),
+            used: self.queue.used_ring(),
+        }
     }
 
     /// Begins a visit of the lane, in which the device gets at most one ring full of chains: a guest that adds chains

@@ -21,6 +21,7 @@ macro_rules! over {
             mod shares;
             mod transport;
             mod tuning;
+            mod vhost;
             mod vsock;
 
             mod driver {

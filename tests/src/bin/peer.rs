@@ -4,7 +4,8 @@
 //!     peer host PATH COUNT MIB      on the host, before the guest starts
 //!
 //! COUNT connections are open at the same time, in either direction; streams are of so many MiB. What came out is said
-//! as `key=value`. And piece by piece:
+//! as `key=value`. PATH is the device's Unix socket, or `vsock:CID` where the host's kernel carries the streams. And piece
+//! by piece:
 //!
 //!     peer serve PATH MIB           on the host: whoever comes is served, until its input ends
 //!     peer echo MIB                 in the guest: a stream goes to the host and back
@@ -12,11 +13,11 @@
 //!     peer many COUNT               in the guest: COUNT connections, a few at a time; each sends a byte and takes one
 //!     peer answer                   in the guest: whoever comes is served, until END is called
 //!     peer call PATH COUNT          on the host: as `many`, in the other direction; then calls END
+//!     peer hold PATH                on the host: calls, says nothing, and hears of the end
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         ["many", count] => many(number(count), || call(HOST_ECHO)).map(|count| println!("many={count}")),
         ["answer"] => answer(),
         ["call", path, count] => summon(path, number(count)),
+        ["hold", path] => hold(path),
         _ => Err(io::Error::other("see tests/src/bin/peer.rs")),
     };
     match result {
@@ -106,27 +108,42 @@ fn answer() -> io::Result<()> {
     Ok(())
 }
 
-/// Calls the guest as soon as it listens, and tells it when that is all.
-fn summon(path: &str, count: usize) -> io::Result<()> {
+/// Calls the guest as soon as it listens.
+fn reach(path: &str) -> io::Result<Socket> {
     let mut patience = 1000;
-    while let Err(error) = connect(path, ECHO) {
-        patience -= 1;
-        if patience == 0 {
-            return Err(error);
+    loop {
+        match connect(path, ECHO) {
+            Err(error) if patience == 0 => return Err(error),
+            Err(_) => patience -= 1,
+            Ok(stream) => return Ok(stream),
         }
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Calls the guest, and waits for the end of it.
+fn hold(path: &str) -> io::Result<()> {
+    let mut stream = reach(path)?;
+    println!("hold=begun");
+    let end = stream.read(&mut [0]);
+    println!("hold={}", end.map_or_else(|error| error.kind().to_string(), |len| format!("{len} bytes")));
+    Ok(())
+}
+
+/// Calls the guest as soon as it listens, and tells it when that is all.
+fn summon(path: &str, count: usize) -> io::Result<()> {
+    drop(reach(path)?);
     println!("many={}", many(count, || connect(path, ECHO))?);
     connect(path, END).map(drop)
 }
 
 /// Serves calls from the guest until the input ends.
 fn attend(path: &str, mib: usize) -> io::Result<()> {
-    for (port, work) in [(HOST_ECHO, bounce as fn(&UnixStream) -> _), (TAKE, take_and_tell)] {
-        let listener = UnixListener::bind(format!("{path}_{port}"))?;
+    for (port, work) in [(HOST_ECHO, bounce as fn(&Socket) -> _), (TAKE, take_and_tell)] {
+        let listener = bind(path, port)?;
         crew(move || Ok(listener.accept()?.0), work);
     }
-    let listener = UnixListener::bind(format!("{path}_{GIVE}"))?;
+    let listener = bind(path, GIVE)?;
     thread::spawn(move || {
         while let Ok((stream, _)) = listener.accept() {
             match give_and_ask(&stream, mib) {
@@ -137,6 +154,22 @@ fn attend(path: &str, mib: usize) -> io::Result<()> {
     });
     println!("host=ready");
     io::copy(&mut io::stdin(), &mut io::sink()).map(drop)
+}
+
+/// Whose kernel carries the streams of the device at `path`: the guest's context ID.
+fn context(path: &str) -> Option<u32> {
+    path.strip_prefix("vsock:")?.parse().ok()
+}
+
+/// Listens on a port of the host's.
+fn bind(path: &str, port: u32) -> io::Result<Socket> {
+    if context(path).is_some() {
+        return listen(port);
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(format!("{path}_{port}"))?)?;
+    socket.listen(4096)?;
+    Ok(socket)
 }
 
 fn listen(port: u32) -> io::Result<Socket> {
@@ -153,11 +186,11 @@ fn call(port: u32) -> io::Result<Socket> {
 }
 
 fn host(path: &str, count: usize, mib: usize) -> io::Result<()> {
-    for (port, work) in [(HOST_ECHO, bounce as fn(&UnixStream) -> _), (TAKE, take_and_tell)] {
-        let listener = UnixListener::bind(format!("{path}_{port}"))?;
+    for (port, work) in [(HOST_ECHO, bounce as fn(&Socket) -> _), (TAKE, take_and_tell)] {
+        let listener = bind(path, port)?;
         thread::spawn(move || serve(&|| Ok(listener.accept()?.0), work));
     }
-    let listener = UnixListener::bind(format!("{path}_{GIVE}"))?;
+    let listener = bind(path, GIVE)?;
     println!("host=ready");
     // The guest asks for it last, after all it does by itself.
     let (stream, _) = listener.accept()?;
@@ -171,11 +204,17 @@ fn host(path: &str, count: usize, mib: usize) -> io::Result<()> {
 }
 
 /// Connects to the guest's port, as soon as there is a device.
-fn connect(path: &str, port: u32) -> io::Result<UnixStream> {
+fn connect(path: &str, port: u32) -> io::Result<Socket> {
+    if let Some(cid) = context(path) {
+        let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
+        socket.connect(&SockAddr::vsock(cid, port))?;
+        return Ok(socket);
+    }
     while !Path::new(path).exists() {
         thread::sleep(Duration::from_millis(10));
     }
-    let mut stream = UnixStream::connect(path)?;
+    let mut stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    stream.connect(&SockAddr::unix(path)?)?;
     writeln!(stream, "CONNECT {port}")?;
     let mut line = Vec::new();
     let mut byte = [0];
@@ -221,33 +260,13 @@ fn crew<S>(
     }
 }
 
-/// A stream with two ends.
-trait Stream {
-    fn end(&self) -> io::Result<()>;
-}
-
-impl Stream for UnixStream {
-    fn end(&self) -> io::Result<()> {
-        self.shutdown(Shutdown::Write)
-    }
-}
-
-impl Stream for Socket {
-    fn end(&self) -> io::Result<()> {
-        self.shutdown(Shutdown::Write)
-    }
-}
-
 /// What comes in goes out again, to the end.
-fn bounce<S: Stream>(stream: &S) -> io::Result<()>
-where
-    for<'a> &'a S: Read + Write,
-{
+fn bounce(stream: &Socket) -> io::Result<()> {
     let (mut from, mut to) = (stream, stream);
     let mut buffer = vec![0; 64 << 10];
     loop {
         match from.read(&mut buffer)? {
-            0 => return stream.end(),
+            0 => return stream.shutdown(Shutdown::Write),
             len => to.write_all(&buffer[..len])?,
         }
     }
@@ -362,7 +381,7 @@ fn take(mut from: impl Read) -> io::Result<String> {
     }
 }
 
-fn take_and_tell(stream: &UnixStream) -> io::Result<()> {
+fn take_and_tell(stream: &Socket) -> io::Result<()> {
     let sum = take(stream)?;
     let mut stream = stream;
     stream.write_all(sum.as_bytes())
@@ -379,20 +398,17 @@ fn verdict(sum: &str, told: &str) -> String {
 }
 
 /// Gives a stream, and is told its sum.
-fn give_and_ask(stream: &UnixStream, mib: usize) -> io::Result<String> {
+fn give_and_ask(stream: &Socket, mib: usize) -> io::Result<String> {
     let sum = give(stream, mib)?;
     stream.shutdown(Shutdown::Write)?;
     Ok(verdict(&sum, &told(stream)?))
 }
 
 /// Sends and receives at the same time, by two handles of one stream; what comes back is what was sent.
-fn both_ways<S: Stream + Write + Send + 'static>(stream: &S, mut twin: S, mib: usize) -> io::Result<String>
-where
-    for<'a> &'a S: Read,
-{
+fn both_ways(stream: &Socket, mut twin: Socket, mib: usize) -> io::Result<String> {
     let sent = thread::spawn(move || {
         let sum = give(&mut twin, mib)?;
-        twin.end()?;
+        twin.shutdown(Shutdown::Write)?;
         io::Result::Ok(sum)
     });
     let back = take(stream)?;

@@ -27,6 +27,7 @@ pub(crate) mod random;
 mod roots;
 mod shares;
 mod sockets;
+mod vhost;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
@@ -44,6 +45,7 @@ pub fn cases() -> Vec<Case> {
         pci::cases(),
         shares::cases(),
         sockets::cases(),
+        vhost::cases(),
         consoles::cases(),
         memory::cases(),
         identity::cases(),

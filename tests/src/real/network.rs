@@ -36,7 +36,7 @@ const ALONE: &str = "unshare -n sh -c";
 /// Starts servers on `address`: files at port 8000, and at port 8001 one that takes a stream (its own input never ends, or
 /// it would end the stream; no FIFO can be made in a shared directory of the emulated host). Then `run` with its
 /// output in `out`, with `beside` going on meanwhile.
-fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
+pub(super) fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
     serve(LARGE, address, before, run, beside, after)
 }
 
@@ -60,7 +60,7 @@ fn serve(large: u32, address: &str, before: &str, run: &str, beside: &str, after
     format!("{ALONE} {}", quote(&inner))
 }
 
-fn mayfly(room: &Room<'_>, kernel: &Kernel, initrd: &Path, arguments: &str) -> String {
+pub(super) fn mayfly(room: &Room<'_>, kernel: &Kernel, initrd: &Path, arguments: &str) -> String {
     format!(
         "{} run {} --kernel {} --initrd {} --timeout {}s {arguments}",
         room.mayfly.display(),
@@ -73,7 +73,7 @@ fn mayfly(room: &Room<'_>, kernel: &Kernel, initrd: &Path, arguments: &str) -> S
 }
 
 /// The guest got what the ground has, and the other way round.
-fn same(output: &Output, theirs: &str, ours: &str) -> Verdict {
+pub(super) fn same(output: &Output, theirs: &str, ours: &str) -> Verdict {
     let wanted = super::value(output, ours)?;
     expect(output, theirs, &wanted)
 }
@@ -112,7 +112,7 @@ enum Tap {
 }
 
 /// The tun driver, where it is not there yet. Debian has it as a module.
-fn driver() -> Result<String, Stop> {
+pub(super) fn driver() -> Result<String, Stop> {
     let kernel = Kernel::fetch(Flavour::Generic).map_err(Stop::Skipped)?;
     let files = kernel.modules(&["tun"]).map_err(Stop::Skipped)?;
     let load = files.iter().map(|file| format!("insmod {} 2>/dev/null;", file.display()));
@@ -126,13 +126,13 @@ fn tap(room: &mut Room<'_>, which: Tap) -> Verdict {
         // It appears when the machine starts, and nobody can give it an address before.
         Tap::Own => (
             "",
-            "tap",
+            "tap,vhost=off",
             "until ip addr add 192.168.77.1/24 dev mayfly0 2>/dev/null; do sleep 0.1; done",
             "echo left=$(ip -o link show mayfly0 2>/dev/null | wc -l)",
         ),
         Tap::Named => (
             "ip tuntap add tap7 mode tap multi_queue && ip addr add 192.168.77.1/24 dev tap7 && ip link set tap7 up",
-            "tap=tap7,queues=2",
+            "tap=tap7,queues=2,vhost=off",
             "true",
             "echo left=$(ip -o link show tap7 2>/dev/null | wc -l)",
         ),

@@ -4,6 +4,7 @@ mod site;
 
 use std::io;
 
+use base::host::vhost::Back;
 use base::{Fail, Why};
 use serde::Serialize;
 
@@ -101,6 +102,10 @@ pub fn examine(site: &dyn Site) -> Findings {
     let cache = cache(site);
     let mut checks = kvm(site, [&emulated, &cache].iter().all(|check| check.state == State::Ok));
     checks.extend([emulated, cache, io_uring(site), huge_pages(site), userfaultfd(site), tun(site)]);
+    checks.extend([
+        vhost(site, "vhost-net", Back::Net, "frames of taps pass through mayfly, a little slower"),
+        vhost(site, "vhost-vsock", Back::Vsock, "no --vsock vhost=on"),
+    ]);
     checks.extend([open_files(site), locked_memory(site)]);
     Findings { checks }
 }
@@ -241,6 +246,18 @@ fn tun(site: &dyn Site) -> Check {
             "tun",
             format!("open /dev/net/tun: {}; no TAP networks", plain(&error)),
             "sudo modprobe tun, and let this user open it: sudo setfacl -m u:$USER:rw /dev/net/tun",
+        ),
+    }
+}
+
+fn vhost(site: &dyn Site, name: &'static str, back: Back, without: &str) -> Check {
+    let (path, module) = (back.path(), back.module());
+    match site.opens(path.trim_start_matches('/')) {
+        Ok(()) => Check::ok(name, format!("{path} opens")),
+        Err(error) => Check::warn(
+            name,
+            format!("open {path}: {}; {without}", plain(&error)),
+            &format!("sudo modprobe {module}, and let this user open it: sudo setfacl -m u:$USER:rw {path}"),
         ),
     }
 }

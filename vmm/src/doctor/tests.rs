@@ -58,7 +58,7 @@ fn healthy() -> Fake {
         cache: || Ok("/c".into()),
     };
     write(&site, "sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
-    for device in ["dev/kvm", "dev/net/tun", "dev/userfaultfd"] {
+    for device in ["dev/kvm", "dev/net/tun", "dev/userfaultfd", "dev/vhost-net", "dev/vhost-vsock"] {
         write(&site, device, "");
     }
     site
@@ -145,12 +145,16 @@ fn each_other_lack_is_a_warning_with_its_own_remedy() {
     write(&site, "sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n");
     std::fs::remove_file(site.path("dev/net/tun")).unwrap();
     std::fs::remove_file(site.path("dev/userfaultfd")).unwrap();
+    std::fs::remove_file(site.path("dev/vhost-net")).unwrap();
+    std::fs::remove_file(site.path("dev/vhost-vsock")).unwrap();
     for (name, detail, fix) in [
         ("io_uring", "Operation not permitted; disks use threads", "sysctl kernel.io_uring_disabled=0"),
         ("cache", "write to /c; the emulated host does not start", "set XDG_CACHE_HOME"),
         ("huge pages", "off (never)", "echo madvise"),
         ("userfaultfd", "not for this user", "unprivileged_userfaultfd=1"),
         ("tun", "No such file or directory; no TAP", "modprobe tun"),
+        ("vhost-net", "No such file or directory; frames of taps", "modprobe vhost_net"),
+        ("vhost-vsock", "; no --vsock vhost=on", "setfacl -m u:$USER:rw /dev/vhost-vsock"),
         ("open files", "at most 64", "ulimit -n"),
         ("locked memory", "at most 64 bytes", "ulimit -l"),
     ] {

@@ -381,8 +381,17 @@ fn serve(name: &str, purpose: Purpose<'_>, there: &[Device]) -> Result<Option<De
     for entry in CATALOG {
         if let Some(spec) = entry.serve(purpose)? {
             let calls = matches!(purpose, Purpose::Calls);
-            if calls && there.iter().any(|device| device.kind == entry.name()) {
-                return Ok(None);
+            if let Some(device) = there.iter().find(|device| calls && device.kind == entry.name()) {
+                return if entry.does_serve(&device.spec, purpose)? {
+                    Ok(None)
+                } else {
+                    Err(Fail::new(
+                        Why::Usage,
+                        format!("run a command beside the {} device that is given", device.kind),
+                    )
+                    .because("the guest calls this process, and that one does not lead here")
+                    .hint("pass vhost=off to it, or leave it out"))
+                };
             }
             return Ok(Some(Device { kind: entry.name().to_owned(), name: name.to_owned(), spec }));
         }

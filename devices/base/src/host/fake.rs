@@ -1,5 +1,7 @@
 //! A host made up for tests: files in memory, pipes for streams, randomness that repeats.
 
+mod vhost;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,11 +13,14 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
 
+use super::vhost::{Back, Vhost};
 use super::{
     Access, Answers, Dialer, Entropy, Host, Keepsakes, Listener, Screen, Stream, Tap, offload,
     open_directory, socket,
 };
 use crate::fail::{Doing, Fail, Result, Why};
+use crate::memory::Memory;
+pub use vhost::{Bell, Kernel};
 
 /// Bytes in a file that a test opens without having made it.
 pub const FILE_BYTES: u64 = 1 << 20;
@@ -38,6 +43,8 @@ pub struct FakeHost {
     keepsakes: Option<Keepsakes>,
     /// Standard input is a terminal of this size.
     terminal: Option<Arc<Mutex<(u16, u16)>>>,
+    /// Its kernel works rings.
+    kernel: Option<Kernel>,
 }
 
 type Names = Mutex<HashMap<PathBuf, String>>;
@@ -57,6 +64,11 @@ impl FakeHost {
     /// A host whose standard input is a terminal of so many columns and rows.
     pub fn with_terminal(columns: u16, rows: u16) -> FakeHost {
         FakeHost { terminal: Some(Arc::new(Mutex::new((columns, rows)))), ..FakeHost::default() }
+    }
+
+    /// A host with this kernel, which works rings.
+    pub fn with_vhost(kernel: &Kernel) -> FakeHost {
+        FakeHost { kernel: Some(kernel.clone()), ..FakeHost::default() }
     }
 
     /// Changes the size of the terminal.
@@ -226,6 +238,13 @@ impl Host for FakeHost {
         let queues = (0..queues).map(|_| pair()).collect::<Result<_>>()?;
         let offloads = offload::CSUM | offload::TSO4 | offload::TSO6 | offload::ECN | offload::USO;
         Ok(Tap { name: name.unwrap_or("fake0").to_owned(), queues, mtu: 1500, offloads })
+    }
+
+    fn vhost(&self, role: &str, back: Back, _: &Memory) -> Result<Box<dyn Vhost>> {
+        match &self.kernel {
+            Some(kernel) => Ok(kernel.open(back)),
+            None => Err(Fail::new(Why::Missing, format!("open {} for {role}", back.path()))),
+        }
     }
 
     fn stderr(&self) -> std::io::Result<OwnedFd> {

@@ -12,3 +12,4 @@ pub mod signals;
 pub mod socket;
 pub mod tap;
 pub mod uring;
+pub mod vhost;

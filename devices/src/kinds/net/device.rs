@@ -179,10 +179,9 @@ impl Net {
                 true
             }
             Some(Command::Pairs(pairs)) if (1..=self.card.pairs).contains(&pairs) => {
-                let allowed = self.has(VIRTIO_NET_F_MQ);
+                let allowed = self.has(VIRTIO_NET_F_MQ) && self.link.use_pairs(pairs.into());
                 if allowed {
                     self.pairs = pairs;
-                    self.link.use_pairs(pairs.into());
                 }
                 allowed
             }
@@ -306,6 +305,9 @@ impl Device for Net {
     }
 
     fn meters(&self) -> Meters {
+        if !self.link.shows_frames() {
+            return self.link.meters();
+        }
         let mut meters = vec![
             ("sent_frames", self.counts.sent.clone()),
             ("sent_bytes", self.counts.sent_bytes.clone()),

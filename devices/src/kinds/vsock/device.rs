@@ -26,7 +26,7 @@ pub const RX: u16 = 0;
 /// Packets from the guest.
 pub const TX: u16 = 1;
 /// Entries of the queues; events (a migration) never happen here, the third queue keeps what it is given.
-const QUEUES: [u16; 3] = [256, 256, 16];
+pub const QUEUES: [u16; 3] = [256, 256, 16];
 /// `VIRTIO_VSOCK_F_STREAM`, section 5.10.3.
 const F_STREAM: u64 = 1;
 
