@@ -36,12 +36,12 @@ const ALONE: &str = "unshare -n sh -c";
 /// Starts servers on `address`: files at port 8000, and at port 8001 one that takes a stream (its own input never ends, or
 /// it would end the stream; no FIFO can be made in a shared directory of the emulated host). Then `run` with its
 /// output in `out`, with `beside` going on meanwhile.
-pub(super) fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
+fn script(address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
     serve(LARGE, address, before, run, beside, after)
 }
 
 /// The same with a large file of so many bytes.
-fn serve(large: u32, address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
+pub(super) fn serve(large: u32, address: &str, before: &str, run: &str, beside: &str, after: &str) -> String {
     let inner = format!(
         "ip link set lo up; mkdir -p www; head -c {large} /dev/urandom >www/data; head -c {SMALL} /dev/urandom >www/small
          {before}

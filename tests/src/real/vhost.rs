@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::network::{driver, mayfly, same, script};
+use super::network::{driver, mayfly, same, serve};
 use super::{expect, stock, value};
 use crate::ground::quote;
 use crate::harness::{Case, Room, Stop, Verdict};
@@ -14,7 +14,7 @@ const MODULES: [&str; 1] = ["vmw_vsock_virtio_transport"];
 
 /// A file comes in over the tap and goes out again; streams go both ways over the sockets, and calls come in. Then the
 /// drivers go and come, one while a program of the host holds a connection.
-const SCRIPT: &str = r#"H=http://192.168.77.1:8000; rounds=3
+const SCRIPT: &str = r#"H=http://192.168.77.1:8000; rounds=2
 sum() { $B sha256sum | $B cut -c1-64; }
 up() {
   $B ip addr add 192.168.77.2/24 dev eth0; $B ip link set eth0 up
@@ -25,7 +25,7 @@ $B ip link set lo up; up
 echo pairs=$($B ls /sys/class/net/eth0/queues | $B grep -c rx)
 echo down=$($B wget -q -O - $H/data | sum)
 $B wget -q -O - $H/data | $B nc 192.168.77.1 8001 && echo up=sent
-/bin/peer streams 4 | $B sed s/^/stream_/; /bin/peer echo 4; /bin/peer many 40
+/bin/peer streams 2 | $B sed s/^/stream_/; /bin/peer echo 2; /bin/peer many 40
 /bin/peer answer; /bin/peer answer & a=$!
 until /bin/peer many 1 && [ -e /proc/$a ] && $B wget -q -O /dev/null $H/held; do $B usleep 100000; done
 d=/sys/bus/virtio/drivers/vmw_vsock_virtio_transport; device=$($B basename $(echo $d/virtio[0-9]*))
@@ -70,7 +70,7 @@ fn carry(room: &mut Room<'_>, transport: &str, cid: u32, queues: &str) -> Verdic
          {} >/dev/null & k=$!
          until ls -l /proc/$k/fd 2>/dev/null | grep -q vhost-vsock || ! kill -0 $k; do sleep 0.1; done
          kill -9 $k; wait $k; echo killed=$?; echo left=$(grep -l \"^vhost-$k\" /proc/[0-9]*/comm 2>/dev/null | wc -l)
-         f=/dev/shm/p.$$; mkfifo $f; ( {peer} serve vsock:{cid} 4 <>$f >peer.out & echo $! >pid )",
+         f=/dev/shm/p.$$; mkfifo $f; ( {peer} serve vsock:{cid} 2 <>$f >peer.out & echo $! >pid )",
         driver()?,
         run("test.end=hang"),
     );
@@ -79,7 +79,7 @@ fn carry(room: &mut Room<'_>, transport: &str, cid: u32, queues: &str) -> Verdic
          until grep -q begun held; do sleep 0.1; done; echo >www/held; wait $h"
     );
     let after = "kill $(cat pid); rm -f $f; sed s/many/called/ called; tail -n 1 held; cat peer.out";
-    let output = room.shell(&script("0.0.0.0", &before, &run("test.do=vhost"), &beside, after))?;
+    let output = room.shell(&serve(3 << 20, "0.0.0.0", &before, &run("test.do=vhost"), &beside, after))?;
     if output.text().contains("skipped=vhost") {
         return Err(Stop::Skipped("this host has no vhost-net or no vhost-vsock".to_owned()));
     }
@@ -98,7 +98,7 @@ fn carry(room: &mut Room<'_>, transport: &str, cid: u32, queues: &str) -> Verdic
     for key in ["stream_down", "echo", "given"] {
         expect(&output, key, &sum)?;
     }
-    for (key, wanted) in [("many", "40"), ("called", "40"), ("cards", "3"), ("sockets", "3")] {
+    for (key, wanted) in [("many", "40"), ("called", "40"), ("cards", "2"), ("sockets", "2")] {
         expect(&output, key, wanted)?;
     }
     output.mentions("hold=connection reset")?;
