@@ -27,8 +27,8 @@ use base::{Fault, Result};
 
 use crate::catalog::Finish;
 pub use chain::{Buffer, Chain, Span};
-pub use knob::Knob;
 pub use engine::{Io, Lent};
+pub use knob::Knob;
 
 /// Counters of a device by name (`read_bytes`), to be read from any thread.
 pub type Meters = Vec<(&'static str, Arc<Counter>)>;
