@@ -12,6 +12,7 @@ mod boots;
 mod changes;
 pub(crate) mod commands;
 mod consoles;
+mod containers;
 mod control;
 mod disks;
 pub(crate) mod drivers;
@@ -36,6 +37,7 @@ pub fn cases() -> Vec<Case> {
         changes::cases(),
         commands::cases(),
         roots::cases(),
+        containers::cases(),
         ends::cases(),
         disks::cases(),
         images::cases(),

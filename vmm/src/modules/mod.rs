@@ -106,7 +106,10 @@ impl Tree {
         // Soft: better with it, good without it.
         let soft = words(&content, "softdep=pre:");
         for wished in soft.split_ascii_whitespace().take_while(|word| *word != "post:") {
-            let _ = self.add_below(&wished.replace('-', "_"), order, above);
+            let wished = wished.replace('-', "_");
+            // What the crypto API calls by an alias, which a module of that name always provides.
+            let generic = format!("{}_generic", wished.strip_prefix("crypto_").unwrap_or(&wished));
+            let _ = self.add_below(&wished, order, above).or_else(|_| self.add_below(&generic, order, above));
         }
         order.push(Module { name: name.to_owned(), content });
         Ok(())
@@ -262,10 +265,11 @@ mod tests {
             ("a/b/kvm-amd.ko", "depends=base-one"),
             ("loop/a1.ko", "depends=a2"),
             ("loop/a2.ko", "depends=a1"),
+            ("c/crc32c_generic.ko", "depends="),
         ]);
         assert_eq!(
             order(&tree, &["ext4", "kvm_amd", "crc16"]).unwrap(),
-            ["base_one", "jbd2", "ext4", "kvm_amd"]
+            ["base_one", "jbd2", "crc32c_generic", "ext4", "kvm_amd"]
         );
         assert_eq!(order(&tree, &["a1"]).unwrap(), ["a2", "a1"], "a circle ends");
         let fail = order(&tree, &["absent"]).unwrap_err();

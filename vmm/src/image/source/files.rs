@@ -118,9 +118,14 @@ impl Members {
         file.rewind()?;
         let (_, stream) = decode::open(&file)?;
         let mut first = Archive::new(stream);
-        let begin = first.next(crate::image::tar::read_over)?;
-        if !begin.and_then(|member| name(&member.path)).is_some_and(|name| is_of_image(&name)) {
-            return Ok(None);
+        loop {
+            let Some(member) = first.next(crate::image::tar::read_over)? else { return Ok(None) };
+            match name(&member.path) {
+                Some(name) if is_of_image(&name) => break,
+                Some(_) => return Ok(None),
+                // The directory itself.
+                None => {}
+            }
         }
         drop(first);
         file.rewind()?;

@@ -83,7 +83,7 @@ impl Layout {
 
 fn archive(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let add = |tar: Tar, (name, bytes): (&String, &Vec<u8>)| tar.add(b'0', name, (0o644, 0, 0), bytes);
-    files.iter().fold(Tar::default().directory("blobs/"), add).bytes()
+    files.iter().fold(Tar::default().directory("./").directory("./blobs/"), add).bytes()
 }
 
 pub(super) fn layer(name: &str) -> Vec<u8> {
