@@ -144,24 +144,31 @@ impl<R: Read> Archive<R> {
     /// # Errors
     /// The stream's; `InvalidData` for what is no archive.
     pub fn next(&mut self, skip: impl Fn(&mut R, u64) -> io::Result<()>) -> io::Result<Option<Member>> {
-        let mut extension = Extension::default();
+        let mut extension = None;
+        // An archive ends after a member, not after what was said of one.
+        let end = |extension: Option<Extension>| extension.map_or(Ok(None), |_| Err(ended()));
         loop {
-            let over = self.left + self.padding;
-            skip(&mut self.stream, over)?;
-            self.at += over;
+            skip(&mut self.stream, self.left)?;
+            match skip(&mut self.stream, self.padding) {
+                // Some tools leave out what comes after the last byte.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return end(extension),
+                skipped => skipped?,
+            }
+            self.at += self.left + self.padding;
             (self.left, self.padding) = (0, 0);
-            let Some(header) = self.header()? else { return Ok(None) };
+            let Some(header) = self.header()? else { return end(extension) };
             if !is_header(&header) {
                 return Err(wrong(format!("there is no header at byte {}", self.at - BLOCK as u64)));
             }
             let size = number(field(&header, 124, 12))?;
+            let told = extension.get_or_insert_default();
             match header[156] {
-                b'L' => extension.path = Some(text(&self.body(size)?)),
-                b'K' => extension.target = Some(text(&self.body(size)?)),
-                b'x' => extension.read(&self.body(size)?)?,
+                b'L' => told.path = Some(text(&self.body(size)?)),
+                b'K' => told.target = Some(text(&self.body(size)?)),
+                b'x' => told.read(&self.body(size)?)?,
                 // For all members, which no tool writes anything into that matters; the name of a volume.
                 b'g' | b'V' => drop(self.body(size)?),
-                kind => return self.member(&header, kind, extension).map(Some),
+                kind => return self.member(&header, kind, extension.unwrap_or_default()).map(Some),
             }
         }
     }

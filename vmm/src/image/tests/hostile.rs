@@ -92,13 +92,20 @@ fn damage_is_told_wherever_it_is() {
     let good = Tar::default()
         .pax(&[("path", b"long"), ("SCHILY.xattr.user.a", b"b")])
         .file("a", "content")
-        .add(b'S', "s", (0o644, 0, 0), b"0123456789")
+        .file("s", "0123456789")
         .link("l -> a")
         .bytes();
     for at in 0..good.len() - 1024 {
-        // Cut anywhere but between members it is told; between them, nobody could know.
-        if listed(Form::Plain, &[good[..at].to_vec()]).is_ok() {
-            assert!(at.is_multiple_of(512), "cut at {at}");
+        // Cut anywhere but after a member's bytes it is told; there, nobody could know.
+        if let Ok(whole) = listed(Form::Plain, &[good[..at].to_vec()]) {
+            let wanted: &[&str] = match at {
+                0 => &[],
+                1543..=2048 => &["/long \"content\" user.a=b"],
+                2570..=3072 => &["/long \"content\" user.a=b", "/s \"0123456789\""],
+                3584.. => &["/l -> a", "/long \"content\" user.a=b", "/s \"0123456789\""],
+                _ => panic!("cut at {at} it was taken"),
+            };
+            assert_eq!(whole, wanted, "cut at {at}");
         }
         // And whatever a byte is, nothing worse happens than a complaint.
         for value in [0, 0x80, 0xff, b'9'] {
