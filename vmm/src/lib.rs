@@ -5,6 +5,7 @@ pub mod builtin;
 pub mod cli;
 pub mod control;
 pub mod doctor;
+pub mod echo;
 pub mod hang;
 pub mod health;
 pub mod host;

@@ -29,6 +29,7 @@ mod roots;
 mod shares;
 mod sockets;
 mod vhost;
+mod verdict;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
@@ -48,6 +49,7 @@ pub fn cases() -> Vec<Case> {
         shares::cases(),
         sockets::cases(),
         vhost::cases(),
+        verdict::cases(),
         consoles::cases(),
         memory::cases(),
         identity::cases(),

@@ -37,6 +37,7 @@ use self::metrics::{Recorder, Sources};
 pub use self::scout::Scout;
 use self::vcpu::Running;
 use crate::control::presence::Presence;
+use crate::echo::{Echo, Shown};
 use crate::hang::Hang;
 use crate::host::LinuxHost;
 use crate::hv::{Kind, Stand, Vcpu, Vm};
@@ -216,6 +217,7 @@ impl Machine {
         let recording =
             self.recorder.take().map(|recorder| recorder.start(&self.control.reports.lane, started));
         let first_instruction = started.elapsed();
+        let shown = self.show_console(plan);
         let session = session.map(|session| self.open(session)).transpose();
         if let Some(limit) = plan.boot_timeout {
             let arrived = self.arrival(session.as_ref().ok().and_then(Option::as_ref));
@@ -234,7 +236,11 @@ impl Machine {
             recording.end(HASTE);
         }
         let command = session.map(|session| session.end(patience(&end)));
-        let watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.show(None);
+        if let Some(shown) = shown {
+            shown.wait();
+        }
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {
             end: end.explained_by(&watch).explained_by(&overheard),
@@ -249,6 +255,16 @@ impl Machine {
                 .then(|| Hang::read(&self.stands, &self.memory, self.image.as_deref())),
             command,
         }
+    }
+
+    /// With `-v`, shows the console of a command's guest where it is seen nowhere else.
+    fn show_console(&self, plan: &Plan) -> Option<Shown> {
+        let wanted =
+            plan.command.is_some() && plan.terminal().is_none() && ::log::log_enabled!(::log::Level::Info);
+        // Without a thread for it the guest can run all the same.
+        let (echo, shown) = wanted.then(Echo::start)?.ok()?;
+        self.board.watch.lock().unwrap_or_else(PoisonError::into_inner).show(Some(echo));
+        Some(shown)
     }
 
     /// Who knows whether the guest has reached user space: the session, or whoever reads its consoles.

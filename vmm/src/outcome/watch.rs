@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 
+use crate::echo::Echo;
 use crate::quote;
 
 /// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
 /// the guest prints.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Watch {
     line: Vec<u8>,
     panic: Option<String>,
@@ -16,6 +17,8 @@ pub struct Watch {
     tail: Option<VecDeque<u8>>,
     /// Whether somebody else than the kernel has said something, if that is of interest.
     user_space: Option<bool>,
+    /// Shows it, if somebody wants to see it.
+    echo: Option<Echo>,
 }
 
 impl Watch {
@@ -41,9 +44,17 @@ impl Watch {
         quote::last_lines(&bytes, count)
     }
 
+    /// Has what is printed from now on shown, or with `None` no longer.
+    pub fn show(&mut self, echo: Option<Echo>) {
+        self.echo = echo;
+    }
+
     /// Takes in what the guest printed.
     pub fn feed(&mut self, bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
+        if let Some(echo) = &mut self.echo {
+            echo.feed(bytes);
+        }
         if let Some(tail) = &mut self.tail {
             let old = tail.len().saturating_add(bytes.len()).saturating_sub(Self::TAIL);
             tail.drain(..old.min(tail.len()));
