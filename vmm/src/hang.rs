@@ -75,10 +75,8 @@ fn hex<S: serde::Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok
 impl Hang {
     /// Reads it off the vCPUs; `image` is the kernel's file, of which names come if there are any.
     pub fn read(stands: &[Option<Stand>], memory: &Memory, image: Option<&Path>) -> Hang {
-        // A kernel that no vCPU has told of cannot be placed: its symbols would be read for nothing.
-        let told = stands.iter().flatten().any(|stand| stand.lstar != 0);
-        let entry = stands.iter().flatten().map(|stand| stand.lstar).find(|lstar| *lstar != 0).unwrap_or(0);
-        let found = image.filter(|_| told).and_then(|image| symbols(image, entry));
+        let entry = stands.iter().flatten().map(|stand| stand.lstar).find(|lstar| *lstar != 0);
+        let found = image.filter(|_| !stands.is_empty()).and_then(|image| symbols(image, entry));
         Hang::of(stands, memory, found.as_ref())
     }
 
@@ -184,11 +182,16 @@ fn callers(stand: &Stand, memory: &Memory, name: &dyn Fn(u64) -> Option<String>)
 }
 
 /// The symbols of the kernel in `image`, and its slide: its own, or those of a file beside it. `entry` has to be one of
-/// them, or they are another kernel's.
-fn symbols(image: &Path, entry: u64) -> Option<(Symbols, u64)> {
-    let placed = |symbols: Symbols| symbols.slide(entry).map(|slide| (symbols, slide));
-    let own = Kernel::open(image).ok().and_then(|kernel| Symbols::of(&kernel)).and_then(placed);
-    own.or_else(|| beside(image).iter().find_map(|path| placed(Symbols::read(path)?)))
+/// them, or they are another kernel's. Before the guest has told of it, a kernel is where it was linked if it was unpacked on
+/// this side: it is its own unpacking that moves it.
+fn symbols(image: &Path, entry: Option<u64>) -> Option<(Symbols, u64)> {
+    let placed = |symbols: Symbols, unpacked: bool| {
+        let slide = entry.map_or(unpacked.then_some(0), |entry| symbols.slide(entry));
+        slide.map(|slide| (symbols, slide))
+    };
+    let own = Kernel::open(image).ok().and_then(|kernel| Symbols::of(&kernel));
+    let own = own.and_then(|symbols| placed(symbols, true));
+    own.or_else(|| beside(image).iter().find_map(|path| placed(Symbols::read(path)?, false)))
 }
 
 /// Where a build or a distribution puts the symbols of an image.
