@@ -39,7 +39,7 @@ impl Echo {
         let (echo, waiting) = Echo::new();
         let dim = std::io::stderr().is_terminal();
         let show = move || waiting.iter().for_each(|line| log::tell(&render(&line, dim)));
-        let shown = std::thread::Builder::new().name("console".into()).spawn(show);
+        let shown = std::thread::Builder::new().name("echo".into()).spawn(show);
         Ok((echo, Shown(shown.doing(Why::Host, || "show the guest's console")?)))
     }
 

@@ -217,7 +217,7 @@ impl Machine {
         let recording =
             self.recorder.take().map(|recorder| recorder.start(&self.control.reports.lane, started));
         let first_instruction = started.elapsed();
-        let shown = self.show_console(plan);
+        let shown = self.show_guest(plan);
         let session = session.map(|session| self.open(session)).transpose();
         if let Some(limit) = plan.boot_timeout {
             let arrived = self.arrival(session.as_ref().ok().and_then(Option::as_ref));
@@ -258,7 +258,7 @@ impl Machine {
     }
 
     /// With `-v`, shows the console of a command's guest where it is seen nowhere else.
-    fn show_console(&self, plan: &Plan) -> Option<Shown> {
+    fn show_guest(&self, plan: &Plan) -> Option<Shown> {
         let wanted =
             plan.command.is_some() && plan.terminal().is_none() && ::log::log_enabled!(::log::Level::Info);
         // Without a thread for it the guest can run all the same.
