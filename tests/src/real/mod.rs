@@ -28,8 +28,8 @@ pub(crate) mod random;
 mod roots;
 mod shares;
 mod sockets;
-mod vhost;
 mod verdict;
+mod vhost;
 
 /// All of them.
 pub fn cases() -> Vec<Case> {
