@@ -9,6 +9,7 @@ use crate::kernels::Flavour;
 use crate::real::drivers::come_and_go;
 use crate::real::{commands, network};
 
+mod containers;
 mod disks;
 mod injected;
 mod sockets;
@@ -22,6 +23,7 @@ const WAYS: [(&str, Flavour); 2] = [("mmio", Flavour::Cloud), ("pci", Flavour::G
 /// All of them.
 pub fn cases() -> Vec<Case> {
     [
+        containers::cases(),
         disks::cases(),
         system::cases(),
         drivers(),

@@ -107,3 +107,59 @@ fn the_same_files_give_the_same_image_and_free_room_takes_none() {
     // 3 MB, the blocks of 400 chunks, and tables.
     assert!(found.blocks() * 512 < 34 << 20, "{} bytes on disk", found.blocks() * 512);
 }
+
+/// Trees that chance has grown, with all that layers do to them.
+#[test]
+fn any_tree_gives_an_image_without_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    for seed in 1..=12u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut chance = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        let path = dir.path().join(seed.to_string());
+        let mut image = Image::new(File::options().write(true).create_new(true).open(&path).unwrap());
+        let mut tree = Tree::default();
+        for _ in 0..400 {
+            let mut name = || {
+                let steps = 1 + chance(3);
+                (0..steps)
+                    .map(|_| format!("/{}", "n".repeat(1 + usize::try_from(chance(9)).unwrap())))
+                    .collect::<String>()
+            };
+            let (one, other) = (name().into_bytes(), name().into_bytes());
+            let mut meta = meta(u16::try_from(chance(0o10000)).unwrap());
+            for n in 0..chance(3) {
+                let value = vec![b'v'; usize::try_from(chance(300)).unwrap()];
+                meta.attributes.insert(format!("user.{n}").into_bytes(), value);
+            }
+            // What makes no sense is refused, and leaves the tree as it should be.
+            let _ = match chance(9) {
+                0 => tree.put(&one, Kind::Directory(Default::default()), meta),
+                1 => tree.link(&one, &other),
+                2 => tree.put(&one, Kind::Link(other), meta),
+                3 => tree.put(&one, Kind::Fifo, meta),
+                4 => tree.remove(&one),
+                5 => tree.clear(&one),
+                6 if chance(20) == 0 => {
+                    tree.begin_layer();
+                    Ok(())
+                }
+                _ => {
+                    let len = chance(200_000);
+                    let mut bytes = (0..len).map(|n| u8::from(n / 70_000 != 1)).collect::<Vec<_>>();
+                    bytes.truncate(usize::try_from(len).unwrap());
+                    let content = image.put(&mut &bytes[..], len).unwrap();
+                    tree.put(&one, Kind::File(content), meta)
+                }
+            };
+        }
+        image.finish(&tree, [1; 32], 1 << 20).unwrap();
+        let Some((code, text)) = ask("e2fsck", &["-fn", path.to_str().unwrap()]) else { return };
+        assert_eq!(code, Some(0), "seed {seed}: {text}");
+        std::fs::remove_file(path).unwrap();
+    }
+}
