@@ -20,7 +20,9 @@ impl User {
     /// Whether the calling thread is one of this user already.
     pub(crate) fn is_here(&self) -> bool {
         let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        (user, group) == (self.id, self.group) && self.groups.iter().all(|one| *one == group)
+        // Who is not root has their groups already, and could not take on others.
+        let groups = user != 0 || self.groups.iter().all(|one| *one == group);
+        (user, group) == (self.id, self.group) && groups
     }
 
     /// Makes the calling thread, and no other, one of this user: what it starts is the user's.

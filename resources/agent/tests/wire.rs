@@ -175,6 +175,22 @@ fn a_terminal_is_one() {
 }
 
 #[test]
+fn a_terminal_whose_reader_is_slow_loses_nothing_and_holds_up_nobody() {
+    let client = client();
+    let (mut screen, out) = pipe();
+    let exec_on = Exec { terminal: Some(Size { rows: 24, columns: 80 }), ..exec(&["seq", "1", "300000"]) };
+    let busy = client.start(exec_on, Streams { stdout: Some(out), ..Streams::default() }).unwrap();
+    // Nobody reads the screen yet, and all windows are full.
+    let (outcome, said, _) = run(&client, exec(&["seq", "1", "100000"]), b"");
+    assert_eq!((outcome, said.len()), (Outcome::Code(0), 588_895));
+    let mut text = String::new();
+    screen.read_to_string(&mut text).unwrap();
+    assert_eq!(busy.wait().unwrap(), Outcome::Code(0));
+    let wanted: String = (1..=300_000).map(|n| format!("{n}\r\n")).collect();
+    assert!(text == wanted, "{} bytes of {}", text.len(), wanted.len());
+}
+
+#[test]
 fn the_key_for_a_signal_reaches_the_foreground() {
     let exec = Exec {
         terminal: Some(Size { rows: 1, columns: 1 }),

@@ -108,7 +108,11 @@ impl Drop for Export {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use agent::wire::{Decoder, FROM_HOST, Frame, Stream, VERSION};
 
     use super::*;
 
@@ -150,6 +154,62 @@ mod tests {
             assert_eq!(names(place.path()), ["a.tar", "link"], "the link still leads there");
             std::fs::write(&path, "old").unwrap();
         }
+    }
+
+    /// A guest that answers the first program it is asked for with these frames, and says no more.
+    fn guest(answers: &'static [Frame]) -> Client {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let say = |to: &mut UnixStream, frame: &Frame| {
+            let mut bytes = Vec::new();
+            frame.encode(&mut bytes);
+            to.write_all(&bytes).unwrap();
+        };
+        say(&mut theirs, &Frame::Hello { version: VERSION });
+        std::thread::spawn(move || {
+            let mut decoder = Decoder::new(FROM_HOST);
+            let mut bytes = [0; 4096];
+            loop {
+                match decoder.next_frame().unwrap() {
+                    Some(Frame::Exec { .. }) => break,
+                    Some(_) => {}
+                    None => {
+                        let n = theirs.read(&mut bytes).unwrap();
+                        decoder.feed(&bytes[..n]);
+                    }
+                }
+            }
+            answers.iter().for_each(|frame| say(&mut theirs, frame));
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            // What the host still has to say finds somebody.
+            while theirs.read(&mut bytes).is_ok_and(|n| n > 0) {}
+        });
+        Client::connect(ours.into(), Duration::from_secs(20)).unwrap()
+    }
+
+    #[test]
+    fn half_of_what_a_guest_has_to_tell_is_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("a.tar");
+        let data = || Frame::Data { id: 1, stream: Stream::Stdout, bytes: b"half".to_vec() };
+        let exit = |code| Frame::Exit { id: 1, outcome: Outcome::Code(code) };
+        for (answers, told) in [
+            (
+                vec![data(), exit(28)],
+                "read what the guest has changed: No space left on device (os error 28)",
+            ),
+            (
+                vec![data(), exit(255)],
+                "read what the guest has changed: the guest's agent did not come to its end",
+            ),
+            // It may be gone before all is asked.
+            (vec![data()], ""),
+        ] {
+            let text = Export::open(&path).unwrap().take(&guest(answers.leak())).unwrap_err().to_string();
+            assert!(text.ends_with(told), "{text}");
+            assert!(names(place.path()).is_empty(), "{told}");
+        }
+        Export::open(&path).unwrap().take(&guest(vec![data(), exit(0)].leak())).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"half");
     }
 
     #[test]
