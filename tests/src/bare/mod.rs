@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::harness::{Case, Room, Stop, Verdict};
 use crate::image;
 
+mod bisect;
 mod console;
 mod ends;
 mod matrix;
@@ -24,6 +25,7 @@ pub fn cases() -> Vec<Case> {
         wrong::cases(),
         metrics::cases(),
         matrix::cases(),
+        bisect::cases(),
     ]
     .into_iter()
     .flatten();

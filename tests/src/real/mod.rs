@@ -21,6 +21,7 @@ mod identity;
 pub(crate) mod images;
 pub(crate) mod inside;
 mod leftovers;
+mod matrix;
 mod memory;
 pub(crate) mod network;
 mod pci;
@@ -52,6 +53,7 @@ pub fn cases() -> Vec<Case> {
         verdict::cases(),
         consoles::cases(),
         memory::cases(),
+        matrix::cases(),
         identity::cases(),
         inside::cases(),
         control::cases(),

@@ -86,6 +86,7 @@ pub fn command(detail: Detail) -> Command {
                 .about("Run a command on several kernels, roots and settings, with one report")
                 .defer(super::matrix::flags),
         )
+        .subcommand(bisect(detail))
         .subcommand(
             Command::new("image")
                 .about("List, load and remove container images of the cache")
@@ -121,6 +122,15 @@ pub fn command(detail: Detail) -> Command {
             man.arg(command.help("The page of this command instead of the main one"))
         }))
         .subcommand(Command::new("schema").about("Print the JSON schema of a plan, with all devices"))
+}
+
+fn bisect(detail: Detail) -> Command {
+    let bisect = Command::new("bisect")
+        .about("Run a command on a kernel, with the exit codes that `git bisect run` wants");
+    match detail {
+        Detail::Names => bisect.defer(|bisect| super::bisect::flags(run_flags(bisect, Detail::Names))),
+        Detail::Keys => super::bisect::flags(run_flags(bisect, Detail::Keys)),
+    }
 }
 
 fn path(name: &'static str, value: &'static str) -> Arg {

@@ -1,5 +1,6 @@
 //! The command line: what was typed becomes a [`crate::plan::Plan`] or an answer.
 
+mod bisect;
 mod command;
 mod container;
 mod copy;
@@ -57,6 +58,7 @@ fn carry_out(mut matches: ArgMatches, scout: Option<Result<Scout>>) -> u8 {
         "kernel" => kernels::kernel(&matches),
         "lab" => lab::lab(&matches),
         "matrix" => matrix::matrix(&matches),
+        "bisect" => bisect::bisect(&matches),
         "completions" => papers::completions(&matches),
         "man" => papers::man(&matches),
         "schema" => papers::schema(),

@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 
 /// All commands, in the order of their help.
-pub const COMMANDS: [&str; 19] = [
+pub const COMMANDS: [&str; 20] = [
     "run",
     "matrix",
+    "bisect",
     "ps",
     "exec",
     "logs",
