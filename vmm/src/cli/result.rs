@@ -214,6 +214,11 @@ mod tests {
         assert!(told.contains("<property name=\"cause\" value=\"ok\"/>"), "{told}");
         assert!(told.contains("name=\"cpu_ms\"") && !told.contains("<error"), "{told}");
         assert!(link.is_symlink());
+        let timed_out = End::TimedOut("2s".parse().unwrap());
+        assert_eq!(papers().tell(Report::unborn(&Plan::default(), timed_out, Instant::now())), 124);
+        let failure =
+            "<failure type=\"timeout\" message=\"run the guest: it was not over after 2s\"></failure>";
+        assert!(read(&path).contains(failure), "{}", read(&path));
         let fail = Fail::new(Why::Missing, "open k").because("no <such> file").hint("look");
         assert_eq!(papers().tell_failure(&fail), 125);
         assert!(

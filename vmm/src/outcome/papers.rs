@@ -113,7 +113,7 @@ impl Report {
         let details: Vec<String> = complaints.chain(hung).chain(said).collect();
         // The first line of a message is its summary; what stands below is for the details.
         let (first, below) = message.split_once('\n').unwrap_or((message.as_str(), ""));
-        let details = [below, &details.join("\n")].map(str::trim_end).join("\n");
+        let details = [below, &details.join("\n")].join("\n").trim_matches('\n').to_owned();
         let trouble = Trouble { aborted: cause.aborts(), cause: cause.name(), message: first, details };
         let name = self.command.as_ref().map_or_else(|| "guest".to_owned(), |ended| title(&ended.command));
         let run = Run {
