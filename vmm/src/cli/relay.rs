@@ -44,6 +44,11 @@ pub fn begin(presence: &Presence, host: &Weak<Host>) {
             }
         }
     });
+    if !presence.is_awaited() {
+        // To ask costs the host there more than anybody would have of the answer.
+        _ = presence.rise();
+        return started.map(drop).unwrap_or_else(refused);
+    }
     let (presence, host) = (presence.clone(), host.clone());
     let waits = Builder::new().name("up".into()).spawn(move || {
         let process = start(&host, &presence.name(), true, None);
@@ -55,9 +60,11 @@ pub fn begin(presence: &Presence, host: &Weak<Host>) {
             let _ = caller.ask(&Request::Kill { signal: None });
         }
     });
-    for cause in [started.err(), waits.err()].into_iter().flatten() {
-        ::log::warn!("let others find this VM: {cause}");
-    }
+    [started.err(), waits.err()].into_iter().flatten().for_each(refused);
+}
+
+fn refused(cause: io::Error) {
+    ::log::warn!("let others find this VM: {cause}");
 }
 
 /// Carries each connection over.

@@ -87,6 +87,11 @@ impl Presence {
         self.lock().herald = Some(herald);
     }
 
+    /// Whether somebody is to be told when it is up.
+    pub fn is_awaited(&self) -> bool {
+        self.lock().herald.is_some()
+    }
+
     /// It is up: the guest runs, and its agent has called if it has one. Whether anybody still wants it.
     pub fn rise(&self) -> bool {
         let mut inner = self.lock();

@@ -21,11 +21,11 @@ pub struct HostObject {
 /// All that is open, by path.
 pub fn list() -> Vec<HostObject> {
     let mut open = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd").into_iter().flatten().flatten() {
-        // The one that reads this directory has gone by the time it is looked at.
-        let (Ok(target), Ok(link)) = (fs::read_link(entry.path()), fs::symlink_metadata(entry.path())) else {
-            continue;
-        };
+    let descriptors = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    // All first: then the one that reads this directory has gone by the time it is looked at.
+    let descriptors: Vec<_> = descriptors.map(|entry| entry.path()).collect();
+    for path in descriptors {
+        let (Ok(target), Ok(link)) = (fs::read_link(&path), fs::symlink_metadata(&path)) else { continue };
         // The rights of such a link are those of the descriptor (proc_pid_fd(5)); one of a place (`O_PATH`) has none.
         let access = match link.mode() & 0o600 {
             0o600 => "rw",
@@ -109,7 +109,9 @@ mod tests {
         let path = dir.path().join("file");
         let _file = fs::File::create(&path).unwrap();
         let name = path.to_str().unwrap();
-        let found = list().into_iter().find(|object| object.path == name);
+        let list = list();
+        let found = list.iter().find(|object| object.path == name);
         assert_eq!(found.map(|object| object.access), Some("w"));
+        assert!(!list.iter().any(|object| object.path.starts_with("/proc/")), "{list:?}");
     }
 }
