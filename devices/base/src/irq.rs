@@ -1,5 +1,6 @@
 //! Interrupt lines, as a device sees them: something to pull.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 /// One interrupt line of the machine.
@@ -34,7 +35,16 @@ pub trait Messages: Send + Sync {
     /// Tells the hypervisor which message the input `pin` of the I/O APIC stands for, so that a level-triggered
     /// interrupt's end is reported back. `None`: the pin is masked or edge-triggered and needs no report.
     fn watch(&self, pin: u32, msi: Option<Msi>);
+    /// Has each write to one of these eventfds send its message without waking anyone, until further notice; `None`: not
+    /// any more. Where the hypervisor cannot, and for messages not wired, whoever waits for the eventfd hears of the write.
+    /// All that changes comes in one call: each change has the hypervisor build its routes anew.
+    fn wire(&self, wires: &[Wire]) {
+        let _ = wires;
+    }
 }
+
+/// An eventfd, and the message that a write to it stands for.
+pub type Wire = (Arc<OwnedFd>, Option<Msi>);
 
 /// A line that counts its edges, for tests.
 #[derive(Debug, Default)]

@@ -74,6 +74,12 @@ impl Msix {
         }
     }
 
+    /// The message that [`Msix::fire`] would send now.
+    pub fn message(&self, vector: u16) -> Option<Msi> {
+        let vector = self.vectors.get(usize::from(vector)).filter(|vector| vector.control & MASKED == 0)?;
+        self.is_open().then_some(vector.msi)
+    }
+
     /// Whether vectors that are not masked themselves are sent.
     fn is_open(&self) -> bool {
         self.control & (ENABLE | MASK_ALL) == ENABLE && self.master

@@ -1,5 +1,7 @@
 //! How a device interrupts its driver: the part of it that differs between transports.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use base::irq::SharedLine;
@@ -44,6 +46,13 @@ pub trait Interrupt: Send + Sync {
     /// The driver chooses a vector for `source`. One that does not exist is [`NO_VECTOR`].
     fn choose(&self, source: Source, vector: u16) {
         let _ = (source, vector);
+    }
+
+    /// From now on somebody outside this process writes to the eventfds of these queues, and of no others, where the driver
+    /// is to be interrupted. What is not seen to here is heard by whoever waits for them, who then calls
+    /// [`Interrupt::used`].
+    fn lend(&self, calls: &[(u16, Arc<OwnedFd>)]) {
+        let _ = calls;
     }
 
     /// Reset: no cause is left, and no vector chosen.
@@ -101,8 +110,6 @@ impl Interrupt for Edge {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use base::irq::FakeLine;
 
     use super::*;

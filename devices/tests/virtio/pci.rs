@@ -1,6 +1,7 @@
 //! What only the PCI transport does.
 
 use base::bus::{Effect, Move};
+use base::host::fake::{Bell, FakeHost, Kernel};
 use base::memory::Memory;
 use devices::pci::Function;
 use devices::virtio::pci::WINDOW_LEN;
@@ -292,4 +293,44 @@ fn doorbells_are_told_apart_by_their_place() {
     assert_eq!(second.pop(rig.ram()), None);
     rig.via.write(at::BELLS + 4, 0, 4);
     assert_eq!(rig.wait_used(&mut second), (0, 7));
+}
+
+#[test]
+fn what_the_kernel_says_goes_round_the_lane_unless_it_is_masked() {
+    let kernel = Kernel::new(VERSION_1 | INDIRECT | EVENT_IDX | 1 << 15);
+    let mut rig = Over::<Pci>::of("net", "tap=tap7,vhost=on", &FakeHost::with_vhost(&kernel));
+    let wired = |rig: &Over<Pci>| std::mem::take(&mut *rig.via.post.wired.lock().unwrap());
+    let say =
+        |ring| rustix::io::write(kernel.bell(0, ring, Bell::Call).unwrap(), &1u64.to_ne_bytes()).unwrap();
+    let start = |rig: &mut Over<Pci>| {
+        assert!(rig.negotiate(VERSION_1));
+        assert_eq!(wired(rig), Vec::<Vec<_>>::new(), "nothing before the driver is ready");
+        rig.queue(0, 16, 0);
+        rig.queue(1, 16, 0);
+        rig.go();
+    };
+    start(&mut rig);
+    assert_eq!(wired(&rig), [[Some(0x41), Some(0x41)]], "in one go");
+    let control = at::TABLE + 16 + 12;
+    rig.via.write(control, 1, 4);
+    assert_eq!(wired(&rig), [[None, None]]);
+    say(1);
+    rig.settle();
+    assert_eq!((rig.sent(), rig.via.read(at::PENDING, 8)), (vec![], 2), "masked: it is pending");
+    // Another message, and unmasked with the same write.
+    rig.via.write(at::TABLE + 16 + 8, 0x50, 8);
+    assert_eq!((rig.sent(), wired(&rig)), (vec![0x50], vec![vec![Some(0x50), Some(0x50)]]));
+    rig.via.write(0x16, 1, 2);
+    rig.via.write(at::QUEUE_VECTOR, NO_VECTOR, 2);
+    assert_eq!(wired(&rig), [[None]], "one queue wants no interrupts any more");
+    rig.set(reg::STATUS, 0);
+    assert_eq!(wired(&rig), [[None]]);
+    start(&mut rig);
+    assert_eq!(wired(&rig), [[Some(0x50), Some(0x50)]]);
+    rig.command(2);
+    assert_eq!(
+        (wired(&rig), kernel.holds()),
+        (vec![vec![None, None]], 0),
+        "without bus mastering there is nothing"
+    );
 }

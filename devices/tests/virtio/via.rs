@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use base::bus::{Effect, Registers};
-use base::irq::{Line, Messages, Msi, SharedLine};
+use base::irq::{Line, Messages, Msi, SharedLine, Wire};
 use base::lane::LaneHandle;
 use base::memory::Memory;
 use devices::pci::{Function, Root};
@@ -88,6 +88,8 @@ impl Via for Mmio {
 /// Interrupt messages, in the order they came; each is an edge of the line that tests look at.
 pub struct Post {
     pub sent: Mutex<Vec<Msi>>,
+    /// What was asked to be wired, by the data of the messages; each list is one call.
+    pub wired: Mutex<Vec<Vec<Option<u32>>>>,
     line: SharedLine,
 }
 
@@ -98,6 +100,10 @@ impl Messages for Post {
     }
     fn watch(&self, pin: u32, _: Option<Msi>) {
         panic!("pin {pin} of no I/O APIC is watched");
+    }
+    fn wire(&self, wires: &[Wire]) {
+        let data = wires.iter().map(|(_, msi)| msi.map(|msi| msi.data)).collect();
+        self.wired.lock().unwrap().push(data);
     }
 }
 
@@ -238,7 +244,7 @@ impl Via for Pci {
 
     fn attach(device: Box<dyn Device>, memory: &Memory, line: SharedLine, lane: &LaneHandle) -> Pci {
         let root = Root::default();
-        let post = Arc::new(Post { sent: Mutex::default(), line });
+        let post = Arc::new(Post { sent: Mutex::default(), wired: Mutex::default(), line });
         let pin = Arc::new(Pin::default());
         let place =
             Place { device: root.next().unwrap(), base: BASE, pin: (pin.clone(), 5), messages: post.clone() };

@@ -52,6 +52,11 @@ impl Io<'_> {
 impl Engine {
     /// Who works the rings has started: it hears of what the driver has put there before.
     pub(super) fn ring_lent(&self) {
+        if self.loans.is_empty() {
+            return;
+        }
+        let calls: Vec<_> = self.loans.iter().map(|loan| (loan.queue, loan.call.clone())).collect();
+        self.shared.interrupt.lend(&calls);
         for loan in &self.loans {
             if let Some(doorbell) = self.doorbells.get(usize::from(loan.queue)) {
                 doorbell.ring();
@@ -68,6 +73,10 @@ impl Engine {
 
     /// The device has stopped: the doorbells are our own again.
     pub(super) fn take_back(&mut self, ctx: &mut Context<'_>) {
+        if self.loans.is_empty() {
+            return;
+        }
+        self.shared.interrupt.lend(&[]);
         for loan in std::mem::take(&mut self.loans) {
             ctx.unwatch(&loan.call);
             let Some(doorbell) = self.doorbells.get(usize::from(loan.queue)) else { continue };

@@ -1,8 +1,9 @@
 //! How a virtio function interrupts: by MSI-X, or by its pin with the causes in the ISR status (section 4.1.4.5).
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use base::irq::{Messages, SharedLine};
+use base::irq::{Messages, SharedLine, Wire};
 
 use crate::pci::msix::Msix;
 use crate::virtio::interrupt::{CHANGED, Interrupt, NO_VECTOR, Source, USED};
@@ -24,6 +25,8 @@ struct State {
     high: bool,
     config_vector: u16,
     queue_vectors: Vec<u16>,
+    /// Eventfds that others write to: the queue, and the message that the hypervisor sends for it now.
+    calls: Vec<(u16, Wire)>,
 }
 
 impl Signals {
@@ -35,6 +38,7 @@ impl Signals {
             high: false,
             config_vector: NO_VECTOR,
             queue_vectors: vec![NO_VECTOR; queues],
+            calls: Vec::new(),
         };
         Signals { state: Mutex::new(state), messages, pin }
     }
@@ -49,6 +53,7 @@ impl Signals {
         state.msix.switch(control, master, &*self.messages);
         state.may_assert = may_assert;
         self.drive(&mut state);
+        self.rewire(&mut state);
     }
 
     /// Whether the pin would be asserted if it might be (section 4.1.4.5.1).
@@ -58,7 +63,27 @@ impl Signals {
 
     /// Gives `access` the table of vectors.
     pub(super) fn with_msix<T>(&self, access: impl FnOnce(&mut Msix, &dyn Messages) -> T) -> T {
-        access(&mut self.lock().msix, &*self.messages)
+        let mut state = self.lock();
+        let answer = access(&mut state.msix, &*self.messages);
+        self.rewire(&mut state);
+        answer
+    }
+
+    /// Has the hypervisor send what is not masked, without the lane; what is masked, the lane hears of, and it becomes
+    /// pending as ever.
+    fn rewire(&self, state: &mut State) {
+        let mut changes = Vec::new();
+        for (queue, (call, now)) in &mut state.calls {
+            let vector = state.queue_vectors.get(usize::from(*queue)).copied().unwrap_or(NO_VECTOR);
+            let wanted = state.msix.message(vector);
+            if wanted != *now {
+                *now = wanted;
+                changes.push((call.clone(), wanted));
+            }
+        }
+        if !changes.is_empty() {
+            self.messages.wire(&changes);
+        }
     }
 
     /// Brings the pin to its level.
@@ -131,6 +156,18 @@ impl Interrupt for Signals {
         if let Some(chosen) = state.chosen(source) {
             *chosen = vector;
         }
+        self.rewire(&mut state);
+    }
+
+    fn lend(&self, calls: &[(u16, Arc<OwnedFd>)]) {
+        let mut state = self.lock();
+        let old = std::mem::take(&mut state.calls).into_iter().map(|(_, wire)| wire);
+        let wired: Vec<_> = old.filter(|(_, msi)| msi.is_some()).map(|(call, _)| (call, None)).collect();
+        if !wired.is_empty() {
+            self.messages.wire(&wired);
+        }
+        state.calls = calls.iter().map(|(queue, call)| (*queue, (call.clone(), None))).collect();
+        self.rewire(&mut state);
     }
 
     fn reset(&self) {

@@ -1,18 +1,19 @@
 //! A VM: slots, interrupts, doorbells and delayed writes.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arch::layout;
-use base::irq::{Messages, Msi};
+use base::irq::{Messages, Msi, Wire};
 use base::memory::Memory;
 use base::meter::Counter;
 use base::{Doing, Fail, Result, Why};
 use devices::catalog::Space;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_enable_cap,
-    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign, kvm_irq_routing_entry,
-    kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQFD_FLAG_DEASSIGN, KVM_PIT_SPEAKER_DUMMY,
+    KvmIrqRouting, kvm_enable_cap, kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch,
+    kvm_ioeventfd_flag_nr_deassign, kvm_irq_routing_entry, kvm_irqfd, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 
@@ -27,7 +28,7 @@ pub struct KvmVm {
     fd: VmFd,
     hypervisor: Arc<Hypervisor>,
     ring: OnceLock<Mutex<Ring>>,
-    routes: Mutex<Vec<(u32, Msi)>>,
+    routes: Mutex<Routes>,
     /// Interrupts that KVM did not take.
     lost: Counter,
     /// What the guest can reach. Last: it goes after the descriptor.
@@ -59,7 +60,7 @@ impl KvmVm {
             fd,
             hypervisor,
             ring: OnceLock::new(),
-            routes: Mutex::default(),
+            routes: Mutex::new(Routes { split: irqchip == Irqchip::Split, ..Routes::default() }),
             lost: Counter::default(),
             memory: OnceLock::new(),
         })
@@ -157,6 +158,8 @@ fn location(space: Space, address: u64) -> IoEventAddress {
 
 /// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)` (`include/uapi/linux/kvm.h`).
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
+/// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`.
+const KVM_IRQFD: libc::c_ulong = 0x4020_ae76;
 
 impl KvmVm {
     /// Registers or, with that flag, removes an ioeventfd: for 4 bytes of this value, or for any write. The latter is
@@ -203,18 +206,87 @@ impl Messages for KvmVm {
 
     fn watch(&self, pin: u32, msi: Option<Msi>) {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = routes.clone();
-        routes.retain(|(gsi, _)| *gsi != pin);
-        routes.extend(msi.map(|msi| (pin, msi)));
+        let before = routes.pins.clone();
+        routes.pins.retain(|(gsi, _)| *gsi != pin);
+        routes.pins.extend(msi.map(|msi| (pin, msi)));
         // A routing change waits for a grace period of the kernel: only when something changed.
-        if *routes == before {
-            return;
-        }
-        let entries: Vec<_> = routes.iter().map(|(gsi, msi)| route(*gsi, *msi)).collect();
-        let set = KvmIrqRouting::from_entries(&entries).map(|table| self.fd.set_gsi_routing(&table));
-        if !matches!(set, Ok(Ok(()))) {
+        if routes.pins != before && !self.set_routes(&routes) {
             self.lost.add(1);
         }
+    }
+
+    fn wire(&self, wires: &[Wire]) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        // The other controllers have routes of their own in the kernel, which a table of ours would replace.
+        if !routes.split {
+            return;
+        }
+        let mut new = Vec::new();
+        for (call, msi) in wires {
+            let known = routes.wired.iter().position(|wired| Arc::ptr_eq(&wired.call, call));
+            match (known, msi) {
+                (Some(at), Some(msi)) => {
+                    if let Some(wired) = routes.wired.get_mut(at) {
+                        wired.msi = *msi;
+                    }
+                }
+                (Some(at), None) => {
+                    let wired = routes.wired.swap_remove(at);
+                    // It fails for what is not there, which is what is wanted.
+                    let _ = self.irqfd(&wired, KVM_IRQFD_FLAG_DEASSIGN);
+                }
+                (None, Some(msi)) => {
+                    let taken = |gsi: &u32| routes.wired.iter().any(|wired| wired.gsi == *gsi);
+                    let gsi = (layout::IOAPIC_PINS_MAX..WIRES_END).find(|gsi| !taken(gsi));
+                    let Some(gsi) = gsi else { continue };
+                    routes.wired.push(Wired { call: call.clone(), gsi, msi: *msi });
+                    new.push(gsi);
+                }
+                (None, None) => {}
+            }
+        }
+        if wires.iter().all(|(_, msi)| msi.is_none()) {
+            return;
+        }
+        let set = self.set_routes(&routes);
+        // What cannot be wired is heard by who waits for it.
+        routes.wired.retain(|wired| !new.contains(&wired.gsi) || set && self.irqfd(wired, 0).is_ok());
+    }
+}
+
+/// GSIs of messages that an eventfd stands for begin behind those of pins.
+const WIRES_END: u32 = layout::IOAPIC_PINS_MAX + 1024;
+
+/// What GSIs stand for.
+#[derive(Default)]
+struct Routes {
+    split: bool,
+    pins: Vec<(u32, Msi)>,
+    wired: Vec<Wired>,
+}
+
+/// An eventfd whose writes KVM takes for a message.
+struct Wired {
+    call: Arc<OwnedFd>,
+    gsi: u32,
+    msi: Msi,
+}
+
+impl KvmVm {
+    fn set_routes(&self, routes: &Routes) -> bool {
+        let wired = routes.wired.iter().map(|wired| route(wired.gsi, wired.msi));
+        let entries: Vec<_> = routes.pins.iter().map(|(gsi, msi)| route(*gsi, *msi)).chain(wired).collect();
+        let set = KvmIrqRouting::from_entries(&entries).map(|table| self.fd.set_gsi_routing(&table));
+        matches!(set, Ok(Ok(())))
+    }
+
+    /// KVM_IRQFD through the raw call, as for doorbells.
+    fn irqfd(&self, wired: &Wired, flags: u32) -> std::io::Result<()> {
+        let fd = u32::try_from(wired.call.as_raw_fd()).map_err(std::io::Error::other)?;
+        let request = kvm_irqfd { fd, gsi: wired.gsi, flags, ..Default::default() };
+        // SAFETY: the descriptor is a VM's, and KVM reads one `kvm_irqfd` from the pointer.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_IRQFD, &raw const request) };
+        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
     }
 }
 
