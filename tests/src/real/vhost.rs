@@ -30,6 +30,8 @@ $B wget -q -O - $H/data | $B nc 192.168.77.1 8001 && echo up=sent
 until /bin/peer many 1 && [ -e /proc/$a ] && $B wget -q -O /dev/null $H/held; do $B usleep 100000; done
 d=/sys/bus/virtio/drivers/vmw_vsock_virtio_transport; device=$($B basename $(echo $d/virtio[0-9]*))
 echo $device >$d/unbind; echo $device >$d/bind; $B kill $a
+n=0; until $B wget -q -O /dev/null $H/ended; do n=$((n + 1)); [ $n = 100 ] && break; $B usleep 100000; done 2>/dev/null
+[ $n -lt 100 ] && echo heard=yes
 round=0; while [ $round -lt $rounds ]; do
   round=$((round + 1))
   again virtio_net && up && [ "$($B wget -q -O - $H/small | sum)" = "$($B wget -q -O - $H/small | sum)" ] && cards=$round
@@ -76,9 +78,9 @@ fn carry(room: &mut Room<'_>, transport: &str, cid: u32, queues: &str) -> Verdic
     );
     let beside = format!(
         "{peer} call vsock:{cid} 40 >called; {peer} hold vsock:{cid} >held & h=$!
-         until grep -q begun held; do sleep 0.1; done; echo >www/held; wait $h"
+         until grep -q begun held; do sleep 0.1; done; echo >www/held; wait $h; echo >www/ended"
     );
-    let after = "kill $(cat pid); rm -f $f; sed s/many/called/ called; tail -n 1 held; cat peer.out";
+    let after = "kill $(cat pid); rm -f $f; sed s/many/called/ called; cat held peer.out";
     let output = room.shell(&serve(3 << 20, "0.0.0.0", &before, &run("test.do=vhost"), &beside, after))?;
     if output.text().contains("skipped=vhost") {
         return Err(Stop::Skipped("this host has no vhost-net or no vhost-vsock".to_owned()));
@@ -101,6 +103,6 @@ fn carry(room: &mut Room<'_>, transport: &str, cid: u32, queues: &str) -> Verdic
     for (key, wanted) in [("many", "40"), ("called", "40"), ("cards", "2"), ("sockets", "2")] {
         expect(&output, key, wanted)?;
     }
-    output.mentions("hold=connection reset")?;
-    Ok(())
+    // While the guest goes on: by a reset, or in good order where the guest got that far.
+    expect(&output, "heard", "yes")
 }
