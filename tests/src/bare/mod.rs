@@ -7,6 +7,7 @@ use crate::image;
 
 mod bisect;
 mod console;
+mod control;
 mod ends;
 mod matrix;
 mod metrics;
@@ -26,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         metrics::cases(),
         matrix::cases(),
         bisect::cases(),
+        control::cases(),
     ]
     .into_iter()
     .flatten();

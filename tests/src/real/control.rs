@@ -80,7 +80,7 @@ fn background(room: &mut Room<'_>) -> Verdict {
     for (key, wanted) in [("nope", "125"), ("sectors", "6144"), ("shrink", "2"), ("objects", "told")] {
         expect(&output, key, wanted)?;
     }
-    let end = "echo stop=$($M stop box); echo wait=$($M wait box); $M logs box >out 2>err; echo out=$(cat out); echo err=$(cat err)
+    let end = "echo stop=$($M stop box); echo wait=$($M wait box); $M logs box >out 2>err; echo out=$(cat out); echo err=$(head -n 1 err)
         echo kept=$($M ps -q) $($M ps -aq); echo rm=$($M rm box); echo left=$($M ps -aq)";
     let output = room.shell(&format!("{prologue}{end}"))?;
     output.code(0)?;

@@ -39,12 +39,13 @@ pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
             return outcome::code_before_start(&fail);
         }
     };
-    match attempt(matches, scout, detached.as_mut()) {
-        Ok(Attempt::Ran(report, presence)) => {
-            detached.iter().for_each(detach::Detached::recall);
-            let told = presence.map(|presence| (presence, report.json()));
+    let mut presence = None;
+    let code = match attempt(matches, scout, detached.as_mut(), &mut presence) {
+        Ok(Attempt::Ran(report)) => {
+            detached.iter().for_each(Detached::recall);
+            let told = presence.as_ref().map(|_| report.json());
             let code = conclude(*report, papers);
-            told.into_iter().for_each(|(presence, line)| presence.conclude(&line));
+            told.iter().zip(&presence).for_each(|(line, presence)| presence.conclude(line));
             code
         }
         Ok(Attempt::Answered(code)) => code,
@@ -52,18 +53,25 @@ pub fn run(matches: ArgMatches, scout: Result<Scout>) -> u8 {
             detach::complain_to(detached.as_ref(), &fail);
             papers.tell_failure(&fail)
         }
-    }
+    };
+    presence.iter().for_each(Presence::leave);
+    code
 }
 
 /// What came of the flags.
 enum Attempt {
     /// A run, here.
-    Ran(Box<Report>, Option<Presence>),
+    Ran(Box<Report>),
     /// Something else, or a run that has told its result elsewhere; the exit code.
     Answered(u8),
 }
 
-fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Detached>) -> Result<Attempt> {
+fn attempt(
+    matches: ArgMatches,
+    scout: Result<Scout>,
+    detached: Option<&mut Detached>,
+    presence: &mut Option<Presence>,
+) -> Result<Attempt> {
     let begun = beginning(&matches)?;
     let plan = plan(&matches, begun.clone())?.complete()?;
     if matches.get_flag("dry-run") {
@@ -72,7 +80,7 @@ fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Deta
     if detach::is_asked(&matches) {
         return detach::send(handed(&matches, &begun)?).map(Attempt::Answered);
     }
-    let presence = detach::presence(&matches, &plan, detached)?;
+    *presence = detach::presence(&matches, &plan, detached)?;
     let scout = scout?;
     let emulated = matches.get_flag("on-emulated-host");
     let mut there = handed(&matches, &begun)?;
@@ -82,7 +90,7 @@ fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Deta
         Some(Taken::Ended(code)) => return Ok(Attempt::Answered(code)),
         Some(Taken::Unborn(signal)) => {
             let report = Report::unborn(&plan, End::Signalled(signal), outcome::process_start());
-            return Ok(Attempt::Ran(Box::new(Report { accel: Accel::Emulated, ..report }), presence));
+            return Ok(Attempt::Ran(Box::new(Report { accel: Accel::Emulated, ..report })));
         }
         None => {}
     }
@@ -92,7 +100,7 @@ fn attempt(matches: ArgMatches, scout: Result<Scout>, detached: Option<&mut Deta
     if emulated {
         report.accel = Accel::Emulated;
     }
-    Ok(Attempt::Ran(Box::new(report), presence))
+    Ok(Attempt::Ran(Box::new(report)))
 }
 
 /// The whole plan that flags ask for.

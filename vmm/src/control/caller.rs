@@ -51,13 +51,18 @@ impl Caller {
         let doing = || format!("ask the VM {}", self.name);
         self.socket.write_all(&request.line()).doing(Why::Host, doing)?;
         let mut line = Vec::new();
-        let mut byte = [0; 1];
-        // One at a time: what follows the line may be for somebody else. Answers are short, but for one.
+        let mut bytes = [0; 4096];
+        // What follows the answer may be for somebody else; nothing does without a request, but for the agent's hello.
+        let room = if *request == Request::Agent { 1 } else { bytes.len() };
         loop {
-            match self.socket.read(&mut byte) {
+            match self.socket.read(bytes.get_mut(..room).unwrap_or_default()) {
                 Ok(0) => return Err(Fail::new(Why::Host, doing()).because("it has ended")),
-                Ok(_) if byte == *b"\n" => return read_answer(&line),
-                Ok(_) if line.len() < ANSWER => line.extend(byte),
+                Ok(n) if line.len() <= ANSWER => {
+                    line.extend_from_slice(bytes.get(..n).unwrap_or_default());
+                    if line.ends_with(b"\n") {
+                        return read_answer(&line);
+                    }
+                }
                 Ok(_) => return Err(Fail::new(Why::Host, doing()).because("it does not stop to answer")),
                 Err(cause) if cause.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == std::io::ErrorKind::WouldBlock => {

@@ -107,6 +107,13 @@ impl Presence {
         self.lock().up
     }
 
+    /// Leaves the registry, whoever else has a share in this: threads that serve others may never end.
+    pub fn leave(&self) {
+        // Dropped when the lock is free again.
+        let entry = self.lock().entry.take();
+        drop(entry);
+    }
+
     /// Says how it ended: `line` is its result object. Of one that has never been up nothing is kept.
     pub fn conclude(&self, line: &str) {
         if !self.is_up() {

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use base::bus::Effect;
 use base::lane::{Context, Interest, Work};
@@ -19,6 +20,9 @@ use super::wire::{ANSWER, REQUEST, Request, answer};
 const CALLERS: usize = 32;
 /// The token of the socket; each connection has the next.
 const SOCKET: u32 = 0;
+/// The token of the moment at which the socket is looked at again, and how long that is off.
+const AGAIN: u32 = u32::MAX;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What comes of a request.
 pub enum Reply {
@@ -70,15 +74,31 @@ impl Server {
         Server { listen: Some(listen), socket: None, callers: BTreeMap::new(), next: SOCKET + 1, answerer }
     }
 
+    fn listen(&mut self, ctx: &mut Context<'_>) {
+        if let Some(socket) = &self.socket
+            && let Err(cause) = ctx.watch(socket, SOCKET, Interest::Readable)
+        {
+            ::log::warn!("wait for requests: {cause}");
+        }
+    }
+
     fn accept(&mut self, ctx: &mut Context<'_>) {
         // No more than come in one go: others live on this lane, too.
         for _ in 0..CALLERS {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let Some(Ok(socket)) = self.socket.as_ref().map(|socket| accept_with(socket, flags)) else {
-                return;
+            let Some(listener) = &self.socket else { return };
+            let socket = match accept_with(listener, flags) {
+                Ok(socket) => socket,
+                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+                Err(cause) => {
+                    // Out of descriptors: whoever calls goes on waiting, and must not keep this thread busy.
+                    ::log::debug!("accept a connection: {cause}");
+                    ctx.unwatch(listener);
+                    return ctx.arm(AGAIN, PAUSE);
+                }
             };
             let number = self.next;
-            self.next = self.next.checked_add(1).unwrap_or(SOCKET + 1);
+            self.next = self.next.checked_add(1).filter(|next| *next != AGAIN).unwrap_or(SOCKET + 1);
             if ctx.watch(&socket, number, Interest::Readable).is_err() {
                 continue;
             }
@@ -192,17 +212,14 @@ impl Caller {
 impl Work for Server {
     fn arrive(&mut self, ctx: &mut Context<'_>) -> Effect {
         self.socket = self.listen.take().and_then(|listen| listen());
-        if let Some(socket) = &self.socket
-            && let Err(cause) = ctx.watch(socket, SOCKET, Interest::Readable)
-        {
-            ::log::warn!("wait for requests: {cause}");
-        }
+        self.listen(ctx);
         Effect::None
     }
 
     fn ready(&mut self, token: u32, ctx: &mut Context<'_>) -> Effect {
         match token {
             SOCKET => self.accept(ctx),
+            AGAIN => self.listen(ctx),
             number => self.serve(number, ctx),
         }
         Effect::None
