@@ -81,7 +81,7 @@ fn background(room: &mut Room<'_>) -> Verdict {
         expect(&output, key, wanted)?;
     }
     let end = "echo stop=$($M stop box); echo wait=$($M wait box); $M logs box >out 2>err; echo out=$(cat out); echo err=$(head -n 1 err)
-        echo kept=$($M ps -q) $($M ps -aq); echo rm=$($M rm box); echo left=$($M ps -aq)";
+        echo kept=$($M ps -q)$($M ps -aq); echo rm=$($M rm box); echo left=$($M ps -aq)";
     let output = room.shell(&format!("{prologue}{end}"))?;
     output.code(0)?;
     for (key, wanted) in [
