@@ -202,11 +202,11 @@ fn command_line(matches: &ArgMatches, plan: &mut Plan, argv: Vec<String>) -> Res
         plan.kernel = super::kernel::find()?;
     }
     if command.systemd && matches!(plan.cmdline, Cmdline::Extend(_)) {
-        plan.cmdline.push(SYSTEM);
+        plan.cmdline.ensure(SYSTEM);
     }
     plan.command = Some(command);
     if matches.get_count("verbose") == 0 && matches!(plan.cmdline, Cmdline::Extend(_)) {
-        plan.cmdline.push(CALM);
+        plan.cmdline.ensure(CALM);
     }
     Ok(())
 }

@@ -35,6 +35,14 @@ impl Cmdline {
         old.push_str(text);
     }
 
+    /// Adds `text` at its end, unless it is in there: a plan that was printed has it already.
+    pub fn ensure(&mut self, text: &str) {
+        let (Cmdline::Extend(old) | Cmdline::Only(old)) = self;
+        if !format!(" {old} ").contains(&format!(" {text} ")) {
+            self.push(text);
+        }
+    }
+
     /// The text for the kernel of a machine with a PCI bus, or without, whose console to be seen is `terminal`.
     pub fn text(&self, pci: bool, terminal: Option<&str>) -> String {
         match self {
@@ -46,5 +54,19 @@ impl Cmdline {
             }
             Cmdline::Only(text) => text.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_added_once_where_once_is_enough() {
+        let mut cmdline = Cmdline::default();
+        for text in ["loglevel=5", "a=1 b", "loglevel=5", "level=5", "a=1 b"] {
+            cmdline.ensure(text);
+        }
+        assert_eq!(cmdline, Cmdline::Extend("loglevel=5 a=1 b level=5".into()));
     }
 }
