@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
+use std::time::Duration;
 
 use base::{Doing, Result, Why};
 
@@ -20,13 +20,13 @@ pub struct Echo {
 }
 
 /// Shows it; ends when the last [`Echo`] has gone.
-pub struct Shown(JoinHandle<()>);
+pub struct Shown(Receiver<()>);
 
 impl Shown {
-    /// Waits until all is shown.
-    pub fn wait(self) {
-        // A thread that panicked has said so on standard error.
-        let _ = self.0.join();
+    /// Waits until all is shown, or the reader has taken nothing for so long.
+    pub fn wait(self, patience: Duration) {
+        // Nothing is ever sent: the other end goes with the thread.
+        let _ = self.0.recv_timeout(patience);
     }
 }
 
@@ -38,9 +38,14 @@ impl Echo {
     pub fn start() -> Result<(Echo, Shown)> {
         let (echo, waiting) = Echo::new();
         let dim = std::io::stderr().is_terminal();
-        let show = move || waiting.iter().for_each(|line| log::tell(&render(&line, dim)));
-        let shown = std::thread::Builder::new().name("echo".into()).spawn(show);
-        Ok((echo, Shown(shown.doing(Why::Host, || "show the guest's console")?)))
+        let (over, shown) = sync_channel(0);
+        let show = move || {
+            let _over = over;
+            waiting.iter().for_each(|line| log::tell(&render(&line, dim)));
+        };
+        let thread = std::thread::Builder::new().name("echo".into()).spawn(show);
+        thread.doing(Why::Host, || "show the guest's console")?;
+        Ok((echo, Shown(shown)))
     }
 
     fn new() -> (Echo, Receiver<String>) {

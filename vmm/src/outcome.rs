@@ -271,9 +271,10 @@ impl Report {
         Report { end, times: Times { end: started.elapsed(), ..self.times }, ..self }
     }
 
-    /// The command, where its end decides: the machine ended as it was told to.
+    /// The command, where its end decides: the machine ended as it was told to. That a guest says 0 at the debug port says
+    /// nothing of a command, which may be one that tries all ports.
     fn decisive(&self) -> Option<&Ended> {
-        self.command.as_ref().filter(|_| matches!(self.end, End::PoweredOff | End::Reset))
+        self.command.as_ref().filter(|_| matches!(self.end, End::PoweredOff | End::Reset | End::DebugExit(0)))
     }
 
     /// Why the run is what it is.

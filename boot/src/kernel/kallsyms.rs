@@ -25,6 +25,10 @@ const ALIGN: usize = 8;
 /// The longest name of a symbol (`KSYM_NAME_LEN`).
 const MAX_NAME: usize = 512;
 
+/// How many names are looked at in all, and how often digits are: an image may be made to look like tables everywhere.
+const STEPS: usize = 64 << 20;
+const HITS: usize = 1024;
+
 /// The tokens, and where they and their index lie.
 struct Tokens {
     texts: Vec<std::ops::Range<usize>>,
@@ -40,9 +44,10 @@ struct Names {
 
 /// The symbols of a kernel in the bytes of a segment of its; none if there are none.
 pub fn read(image: &[u8]) -> Option<Vec<Symbol>> {
-    Finder::new(DIGITS).find_iter(image).find_map(|hit| {
+    let mut steps = STEPS;
+    Finder::new(DIGITS).find_iter(image).take(HITS).find_map(|hit| {
         let tokens = tokens(image, hit)?;
-        let names = names(image, &tokens)?;
+        let names = names(image, &tokens, &mut steps)?;
         let addresses = addresses(image, &tokens, &names)?;
         let texts = names.begins.iter().map(|at| expand(image, *at, &tokens));
         let symbols = addresses.into_iter().zip(texts);
@@ -107,8 +112,8 @@ fn next_name(image: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-/// The names that lie before `tokens`.
-fn names(image: &[u8], tokens: &Tokens) -> Option<Names> {
+/// The names that lie before `tokens`, found in as many steps as are left.
+fn names(image: &[u8], tokens: &Tokens, steps: &mut usize) -> Option<Names> {
     let first = tokens.start.saturating_sub(MAX_NAMES).next_multiple_of(ALIGN);
     let mut places = (first..tokens.start).step_by(ALIGN).rev();
     places.find_map(|at| {
@@ -124,6 +129,7 @@ fn names(image: &[u8], tokens: &Tokens) -> Option<Names> {
         }
         let mut begins = Vec::new();
         for _ in 0..count {
+            *steps = steps.checked_sub(1)?;
             begins.push(next);
             next = next_name(image, next).filter(|next| *next <= tokens.start)?;
         }

@@ -13,6 +13,9 @@ use super::{Claim, Kernel, kallsyms};
 const MAX_TABLE: u64 = 256 << 20;
 /// Most bytes of a segment that are searched.
 const MAX_SEGMENT: u64 = 256 << 20;
+/// Longest name (`KSYM_NAME_LEN`), and most bytes of names that are kept.
+const MAX_NAME: usize = 512;
+const MAX_NAMES: usize = 128 << 20;
 const SECTION_HEADER: usize = 64;
 const SYMBOL: usize = 24;
 /// `SHT_SYMTAB`.
@@ -77,7 +80,9 @@ impl Symbols {
         let entry = find("entry_SYSCALL_64");
         let last = find("_etext");
         let start = find("_sinittext").zip(find("_einittext")).map_or(0..0, |(first, last)| first..last);
-        all.retain(|symbol| symbol.code && symbol.address >= first);
+        // They are told on terminals.
+        let plain = |name: &str| name.len() <= MAX_NAME && name.bytes().all(|byte| byte.is_ascii_graphic());
+        all.retain(|symbol| symbol.code && symbol.address >= first && plain(&symbol.name));
         // Of names for one place the first in the file counts, which is that of the function.
         all.sort_by_key(|symbol| symbol.address);
         all.dedup_by_key(|symbol| symbol.address);
@@ -133,17 +138,25 @@ fn table(source: &Source) -> Claim<Option<Vec<Symbol>>> {
     let names = usize::try_from(*link).ok().and_then(|link| sections.get(link));
     let Some((_, names_at, names_len, _)) = names else { return Ok(None) };
     let (symbols, names) = (read(*at, *len)?, read(*names_at, *names_len)?);
-    let name = |at: u32| {
+    // Names may overlap, so that a small file could have as many as it likes.
+    let mut room = MAX_NAMES;
+    let mut name_at = |at: u32| {
         let rest = names.get(usize::try_from(at).ok()?..)?;
+        let rest = rest.get(..MAX_NAME).unwrap_or(rest);
         let name = rest.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
+        room = room.checked_sub(name.len())?;
         Some(String::from_utf8_lossy(name).into_owned())
     };
     let symbol = |bytes: &[u8]| -> Option<Symbol> {
         let mut fields = Fields(bytes);
-        let name = name(fields.u32().ok()?)?;
+        let at = fields.u32().ok()?;
         let [kind, _other] = fields.array().ok()?;
+        if !CODE.contains(&(kind & 15)) {
+            return None;
+        }
+        let name = name_at(at)?;
         let _section = fields.u16().ok()?;
-        Some(Symbol { address: fields.u64().ok()?, code: CODE.contains(&(kind & 15)), name })
+        Some(Symbol { address: fields.u64().ok()?, code: true, name })
     };
     Ok(Some(symbols.chunks_exact(SYMBOL).filter_map(symbol).collect()))
 }
@@ -195,6 +208,25 @@ mod tests {
             .unwrap();
         assert!(Symbols::read(&path).is_none());
         assert!(Symbols::read(dir.path()).is_none());
+    }
+
+    #[test]
+    fn names_that_are_no_names_are_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vmlinux");
+        let long = "x".repeat(100_000);
+        let names = [
+            (BASE, 0, "_stext"),
+            (BASE + 0x100, 2, long.as_str()),
+            (BASE + 0x200, 2, "\x1b]0;mine\x07"),
+            (BASE + 0x800, 0, "_etext"),
+        ];
+        fs::write(&path, elf(&[0; 64], &names)).unwrap();
+        let symbols = Symbols::read(&path).unwrap();
+        assert_eq!(
+            symbols.name(BASE + 0x210).as_deref(),
+            Some(format!("{}+0x110", &long[..MAX_NAME]).as_str())
+        );
     }
 
     /// An ELF file with these bytes as its segment, and a symbol table if there are symbols.

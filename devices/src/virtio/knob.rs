@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use base::Result;
 use base::lane::Handle;
+use base::{Fail, Result, Why};
 
 use super::engine::Engine;
 
@@ -58,6 +58,7 @@ impl Knob {
     /// As the device answers.
     pub fn tune(&self, change: &str) -> Result<()> {
         let change = change.to_owned();
-        self.turn(move |engine| engine.tune(&change)).unwrap_or(Ok(()))
+        let over = || Err(Fail::new(Why::Host, "change a device").because("the machine is ending"));
+        self.turn(move |engine| engine.tune(&change)).unwrap_or_else(over)
     }
 }

@@ -168,7 +168,7 @@ fn surroundings(room: &mut Room<'_>) -> Verdict {
                    while read d p t r; do [ $t = $f ] && echo has=$f && break; done </proc/mounts; done'";
     let script = "--workdir /tmp --env A=1 -e 'B=2 3' -e UNSET --user 12:34 --hostname guest-1";
     let output = run(room, script, command)?;
-    output.code(0)?.mentions("uid=12 gid=34\nguest-1\n")?;
+    output.code(0)?.mentions("uid=12 gid=34 groups=34\nguest-1\n")?;
     for (key, wanted) in [("dir", "/tmp"), ("a", "1"), ("b", "2 3"), ("home", "/")] {
         expect(&output, key, wanted)?;
     }

@@ -59,7 +59,8 @@ pub fn judge(line: &str) -> Option<Kind> {
     }
     let found = BEGINNINGS.iter().find(|(words, _)| plain.starts_with(words)).map(|(_, kind)| *kind);
     match found {
-        Some(Kind::HungTask) if !plain.contains(" blocked for more than ") => None,
+        // `task x:1 blocked for more than 120 seconds`, `blocked in I/O wait for more than`, and whatever comes between next.
+        Some(Kind::HungTask) if !(plain.contains(" blocked ") && plain.contains(" for more than ")) => None,
         Some(Kind::Leak) if !plain.contains("suspected memory leak") => None,
         Some(Kind::Warning) if plain.ends_with(" still has locks held!") => Some(Kind::Locking),
         // A program may have any name, and the kernel puts that first.

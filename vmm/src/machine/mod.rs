@@ -239,7 +239,7 @@ impl Machine {
         let mut watch = self.board.watch.lock().unwrap_or_else(PoisonError::into_inner);
         watch.show(None);
         if let Some(shown) = shown {
-            shown.wait();
+            shown.wait(patience(&end));
         }
         let overheard = self.board.overheard.lock().unwrap_or_else(PoisonError::into_inner);
         Report {

@@ -184,10 +184,22 @@ impl Crew<'_> {
         hear_signals(&mut command);
         let began = Instant::now();
         let mut child = command.spawn().doing(Why::Host, starting)?;
-        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).doing(Why::Host, starting)?;
         let lost = || Fail::new(Why::Host, starting());
-        let out = Stream::new(child.stdout.take().ok_or_else(lost)?.into(), out)?;
-        let err = Stream::new(child.stderr.take().ok_or_else(lost)?.into(), err)?;
+        let watch = || {
+            let pidfd =
+                pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).doing(Why::Host, starting)?;
+            let out = Stream::new(child.stdout.take().ok_or_else(lost)?.into(), out)?;
+            Ok((pidfd, out, Stream::new(child.stderr.take().ok_or_else(lost)?.into(), err)?))
+        };
+        let (pidfd, out, err) = match watch() {
+            Ok(watched) => watched,
+            Err(fail) => {
+                // Nobody would see its end.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(fail);
+            }
+        };
         Ok(Running { task: number, child, pidfd, result, out, err, began, logs })
     }
 

@@ -6,11 +6,14 @@ use std::fmt;
 use crate::echo::Echo;
 use crate::quote;
 
-/// Listens to console output for a kernel's last words. Holds at most one line of [`Watch::LINE`] bytes, whatever
+/// Listens to console output for a kernel's last words. Holds at most two times [`Watch::LINE`] bytes of a line, whatever
 /// the guest prints.
 #[derive(Default)]
 pub struct Watch {
+    /// The first bytes of the present line.
     line: Vec<u8>,
+    /// Of what follows them, that in which the last words may be.
+    rest: Vec<u8>,
     panic: Option<String>,
     open: bool,
     /// What was printed last, if that is kept.
@@ -22,7 +25,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Bytes of a line that are looked at; the rest of a longer one is not.
+    /// Bytes of a line that are kept from its beginning, and of a panic in it.
     pub const LINE: usize = 256;
     /// What Linux prints (`kernel/panic.c`), since 2.2 or so.
     const WORDS: &[u8] = b"Kernel panic - not syncing";
@@ -72,12 +75,29 @@ impl Watch {
                 Some((b'\n', text)) => (text, true),
                 _ => (piece, false),
             };
-            let room = Self::LINE.saturating_sub(self.line.len());
-            self.line.extend(text.iter().take(room));
+            self.take(text);
             if ends {
-                self.panic = self.panic.take().or_else(|| last_words(&self.line));
+                self.panic = self.panic();
                 self.line.clear();
+                self.rest.clear();
             }
+        }
+    }
+
+    /// Takes in a piece of the present line. The kernel may end one that a program has begun, and that may be long.
+    fn take(&mut self, text: &[u8]) {
+        let carry = Self::WORDS.len().saturating_sub(1);
+        let room = Self::LINE.saturating_sub(self.line.len());
+        let (text, beyond) = text.split_at(room.min(text.len()));
+        self.line.extend(text);
+        if self.rest.is_empty() && !beyond.is_empty() {
+            self.rest.extend(self.line.iter().skip(self.line.len().saturating_sub(carry)));
+        }
+        for piece in beyond.chunks(Self::LINE) {
+            self.rest.extend(piece);
+            let begin = find(&self.rest).unwrap_or(self.rest.len().saturating_sub(carry));
+            self.rest.drain(..begin);
+            self.rest.truncate(Self::LINE);
         }
     }
 
@@ -110,7 +130,7 @@ impl Watch {
 
     /// The line with which the kernel panicked, printable. A line still open counts.
     pub fn panic(&self) -> Option<String> {
-        self.panic.clone().or_else(|| last_words(&self.line))
+        self.panic.clone().or_else(|| last_words(&self.line)).or_else(|| last_words(&self.rest))
     }
 
     /// Whether the last line is still open.
@@ -125,11 +145,14 @@ impl fmt::Debug for Watch {
     }
 }
 
+/// Where the panic begins.
+fn find(line: &[u8]) -> Option<usize> {
+    line.windows(Watch::WORDS.len()).position(|window| window == Watch::WORDS)
+}
+
 /// The words from where the panic begins, printable.
 fn last_words(line: &[u8]) -> Option<String> {
-    let words = Watch::WORDS;
-    let at = line.windows(words.len()).position(|window| window == words)?;
-    line.get(at..).map(quote::line)
+    line.get(find(line)?..).map(quote::line)
 }
 
 #[cfg(test)]
@@ -154,11 +177,23 @@ mod tests {
     fn what_a_guest_prints_is_bounded_and_harmless() {
         let mut watch = Watch::default();
         watch.feed(&[b'x'; 100_000]);
-        assert!(watch.line.capacity() <= 2 * Watch::LINE);
-        watch.feed(b"Kernel panic - not syncing: beyond the limit");
+        assert!(watch.line.capacity() <= 2 * Watch::LINE && watch.rest.capacity() <= 4 * Watch::LINE);
         assert_eq!(watch.panic(), None);
         watch.feed(b"\nKernel panic - not syncing: \x1b]0;owned\x07\xff\n");
         assert_eq!(watch.panic().as_deref(), Some("Kernel panic - not syncing: ]0;owned\u{fffd}"));
+    }
+
+    #[test]
+    fn a_panic_ends_a_line_that_a_program_has_begun() {
+        for before in [0, 200, 230, 250, 256, 257, 300, 5000] {
+            for chunk in [1, 7, 256, 9000] {
+                let mut watch = Watch::default();
+                let line = [&vec![b'.'; before][..], PANIC, b"Kernel panic: another"].concat();
+                line.chunks(chunk).for_each(|bytes| watch.feed(bytes));
+                let heard = watch.panic().unwrap();
+                assert!(LINE.starts_with(&heard) && heard.len() >= 26, "{before}, {chunk}: {heard}");
+            }
+        }
     }
 
     #[test]
