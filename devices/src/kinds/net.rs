@@ -54,9 +54,9 @@ pub struct Spec {
     /// Pairs of queues, 1 to 8: more than one only with a tap (default: 1).
     #[serde(default)]
     pub queues: Option<u16>,
-    /// Mode tap: on: the host's kernel carries the frames (vhost-net); off: this process does; auto: the kernel where it
-    /// can, and no limit is set.
-    #[serde(default, skip_serializing_if = "vhost::Choice::is_auto")]
+    /// Mode tap: on: the host's kernel carries the frames (vhost-net); auto: it does where it can, and no limit is set; off:
+    /// this process does (default: off).
+    #[serde(default, skip_serializing_if = "vhost::Choice::is_off")]
     pub vhost: vhost::Choice,
     /// Bytes in a second at the most, in each direction, such as 10M (default: no limit).
     #[serde(default, skip_serializing_if = "Option::is_none")]

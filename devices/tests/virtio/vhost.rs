@@ -242,16 +242,16 @@ fn without_a_kernel_that_can_it_is_this_process_unless_that_is_asked_for() {
         let host = kernel.as_ref().map_or_else(FakeHost::default, FakeHost::with_vhost);
         let text = refused("net", "tap=tap7,vhost=on", &host);
         assert!(text.contains(on), "{text}");
-        let rig = Rig::of("net", "tap=tap7", &host);
+        let rig = Rig::of("net", "tap=tap7,vhost=auto", &host);
         assert!(rig.via.meters().iter().any(|(name, _)| *name == "sent_frames"));
     }
     let kernel = kernel();
     let host = FakeHost::with_vhost(&kernel);
-    for text in ["tap=tap7,vhost=off", "tap=tap7,packets=100", "tap=tap7,bandwidth=1M", "user"] {
+    for text in ["tap=tap7", "tap=tap7,vhost=auto,packets=100", "tap=tap7,vhost=auto,bandwidth=1M", "user"] {
         Rig::of("net", text, &host);
         assert_eq!(kernel.take(), Vec::<String>::new(), "{text}");
     }
-    Rig::of("net", "tap=tap7", &host);
+    Rig::of("net", "tap=tap7,vhost=auto", &host);
     assert_eq!(kernel.take().first().map(String::as_str), Some("0: open /dev/vhost-net"), "auto is on");
     for (text, cause) in [
         ("tap=tap7,vhost=on,packets=100", "the host's kernel knows no limits"),

@@ -103,7 +103,7 @@ pub fn examine(site: &dyn Site) -> Findings {
     let mut checks = kvm(site, [&emulated, &cache].iter().all(|check| check.state == State::Ok));
     checks.extend([emulated, cache, io_uring(site), huge_pages(site), userfaultfd(site), tun(site)]);
     checks.extend([
-        vhost(site, "vhost-net", Back::Net, "frames of taps pass through mayfly, a little slower"),
+        vhost(site, "vhost-net", Back::Net, "no --net tap,vhost=on"),
         vhost(site, "vhost-vsock", Back::Vsock, "no --vsock vhost=on"),
     ]);
     checks.extend([open_files(site), locked_memory(site)]);

@@ -153,7 +153,7 @@ fn each_other_lack_is_a_warning_with_its_own_remedy() {
         ("huge pages", "off (never)", "echo madvise"),
         ("userfaultfd", "not for this user", "unprivileged_userfaultfd=1"),
         ("tun", "No such file or directory; no TAP", "modprobe tun"),
-        ("vhost-net", "No such file or directory; frames of taps", "modprobe vhost_net"),
+        ("vhost-net", "No such file or directory; no --net tap,vhost=on", "modprobe vhost_net"),
         ("vhost-vsock", "; no --vsock vhost=on", "setfacl -m u:$USER:rw /dev/vhost-vsock"),
         ("open files", "at most 64", "ulimit -n"),
         ("locked memory", "at most 64 bytes", "ulimit -l"),

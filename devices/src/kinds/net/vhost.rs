@@ -16,18 +16,18 @@ use crate::virtio::vhost::Worker;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
-    /// The host's kernel where it can, else this process.
+    /// This process.
     #[default]
+    Off,
+    /// The host's kernel where it can, else this process.
     Auto,
     /// The host's kernel (vhost-net).
     On,
-    /// This process.
-    Off,
 }
 
 impl Choice {
-    pub fn is_auto(&self) -> bool {
-        *self == Choice::Auto
+    pub fn is_off(&self) -> bool {
+        *self == Choice::Off
     }
 }
 
