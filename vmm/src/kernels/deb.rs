@@ -21,8 +21,12 @@ const UNPACKED: u64 = 6 << 30;
 const ENTRIES: usize = 200_000;
 /// Most members of a package: it has three, and signatures.
 const MEMBERS: usize = 32;
-/// Longest path in it.
-const PATH: u64 = 4096;
+/// Longest path in it, and most names in one: those of modules have about ten. What is deeper could be made, but a directory
+/// so deep takes a descriptor for each step to be removed again.
+const PATH: usize = 4096;
+const PARTS: usize = 64;
+/// Longest header that says a path.
+const HEADER: u64 = 64 << 10;
 /// Most memory for a decoder, in KiB: `xz -9` takes 65 MiB.
 const DECODER_KIB: u32 = 256 << 10;
 
@@ -110,7 +114,7 @@ fn unpack_file(file: File, top: OwnedFd) -> std::result::Result<Found, Refusal> 
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
             let mut text = Vec::new();
-            entry.by_ref().take(16 * PATH).read_to_end(&mut text).map_err(broken)?;
+            entry.by_ref().take(HEADER).read_to_end(&mut text).map_err(broken)?;
             long = match kind.is_gnu_longname() {
                 // It ends with a zero byte.
                 true => text.split(|byte| *byte == 0).next().map(<[u8]>::to_vec),
@@ -195,11 +199,14 @@ impl Taker {
         size: Option<u64>,
         content: &mut impl Read,
     ) -> std::result::Result<(), Refusal> {
-        let told = || String::from_utf8_lossy(path.get(..80).unwrap_or(path)).into_owned();
+        let told = || crate::quote::line(path.get(..80).unwrap_or(path));
         let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
         let mut parts: Vec<&[u8]> = parts.collect();
         if parts.contains(&b"..".as_slice()) {
             return Err(Refusal::Package(format!("it has a file outside of itself: {}", told())));
+        }
+        if path.len() > PATH || parts.len() > PARTS {
+            return Err(Refusal::Package(format!("it has a file too deep in directories: {}", told())));
         }
         // With merged directories /lib is a link, and packages say where files are in truth.
         if parts.starts_with(&[b"usr", b"lib"]) {
@@ -262,8 +269,7 @@ fn copy(from: &mut impl Read, to: &mut File) -> std::result::Result<u64, Refusal
 fn descend(top: &OwnedFd, names: &[Vec<u8>]) -> std::result::Result<OwnedFd, Refusal> {
     let mut place = top.try_clone().map_err(Refusal::Host)?;
     for bytes in names {
-        let name =
-            Name::new(bytes).map_err(|cause| format!("{}: {cause}", String::from_utf8_lossy(bytes)))?;
+        let name = Name::new(bytes).map_err(|cause| format!("{}: {cause}", crate::quote::line(bytes)))?;
         match files::create_directory(&place, name, 0o755) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(cause) => return Err(cause.into()),

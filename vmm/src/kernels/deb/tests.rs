@@ -183,6 +183,12 @@ fn a_hostile_package_reaches_nothing_else() {
         let told = refusal(&package(&[(path, b"k")]));
         assert!(told.starts_with("it has a file outside of itself: "), "{path}: {told}");
     }
+    let most = format!("lib/modules/1/{}a", "d/".repeat(PARTS - 4));
+    assert!(try_unpack(&package(&[(&most, b"m")])).1.is_ok());
+    for path in [format!("{most}/b"), format!("lib/modules/1/{}", "./".repeat(PATH))] {
+        let told = refusal(&package(&[(&path, b"m")]));
+        assert!(told.starts_with("it has a file too deep in directories: lib/modules/1/"), "{told}");
+    }
     for release in [".hidden", "-flag", "a b", "a\nb", "é"] {
         let told = refusal(&package(&[(&format!("boot/vmlinuz-{release}"), b"k")]));
         assert!(told.starts_with("its kernel has a name that cannot be used: "), "{release}: {told}");
