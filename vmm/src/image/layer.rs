@@ -6,9 +6,6 @@ use std::io::{self, Read};
 use super::tar::{Archive, Type, read_over};
 use super::tree::{Content, Kind, Meta, Tree, shown, wrong};
 
-/// Most bytes of all files of an image: more is a bomb.
-const BYTES_MAX: u64 = 256 << 30;
-
 /// A name that begins so takes away the file with the rest of it.
 const WHITEOUT: &[u8] = b".wh.";
 /// One that begins so is about the layer itself: this, or notes of old tools.
@@ -41,7 +38,6 @@ pub enum Form {
 pub fn apply(stream: impl Read, form: Form, tree: &mut Tree, store: &mut dyn Store) -> io::Result<()> {
     tree.begin_layer();
     let mut archive = Archive::new(stream);
-    let mut bytes = 0u64;
     while let Some(member) = archive.next(read_over)? {
         let path = member.path.as_slice();
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
@@ -56,10 +52,7 @@ pub fn apply(stream: impl Read, form: Form, tree: &mut Tree, store: &mut dyn Sto
         }
         let kind = match member.kind {
             Type::File => {
-                bytes = bytes.saturating_add(member.len);
-                if bytes > BYTES_MAX {
-                    return Err(wrong(format!("its files have more than {} GiB", BYTES_MAX >> 30)));
-                }
+                tree.charge_bytes(member.len)?;
                 Kind::File(store.put(&mut archive.content(&member), member.len)?)
             }
             Type::HardLink => {

@@ -5,10 +5,14 @@
 use std::collections::BTreeMap;
 use std::io;
 
-/// Most files of an image: what the names and attributes of a hostile one may take of memory.
-const FILES_MAX: usize = 2_000_000;
-/// Most bytes of extended attributes of an image.
-const ATTRIBUTES_MAX: usize = 256 << 20;
+/// Most bytes of all files of an image: more is a bomb.
+pub const BYTES_MAX: u64 = 256 << 30;
+/// Most names that an image gives to files, those that it takes away again counted: what a hostile one may take of memory.
+const NAMES_MAX: usize = 2_000_000;
+/// Most bytes of its names, texts of symbolic links and extended attributes.
+const TEXT_MAX: usize = 1 << 30;
+/// What an attribute takes in memory beside its bytes.
+const ATTRIBUTE: usize = 64;
 /// Longest name (`NAME_MAX`), and longest text of a symbolic link (`PATH_MAX`).
 const NAME_MAX: usize = 255;
 const LINK_MAX: usize = 4095;
@@ -88,6 +92,8 @@ pub struct Node {
     pub meta: Meta,
     /// The layer that wrote it last.
     layer: u32,
+    /// The last layer from which on nothing below is of an earlier one.
+    cleared: u32,
 }
 
 /// A root file system.
@@ -96,13 +102,17 @@ pub struct Tree {
     nodes: Vec<Node>,
     /// The layer that is being applied.
     layer: u32,
-    attributes: usize,
+    /// How many names, bytes of text and bytes of files there may still be.
+    names: usize,
+    text: usize,
+    bytes: u64,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        let top = Node { kind: Kind::Directory(BTreeMap::new()), meta: directory_meta(), layer: 0 };
-        Tree { nodes: vec![top], layer: 0, attributes: 0 }
+        let kind = Kind::Directory(BTreeMap::new());
+        let top = Node { kind, meta: directory_meta(), layer: 0, cleared: 0 };
+        Tree { nodes: vec![top], layer: 0, names: NAMES_MAX, text: TEXT_MAX, bytes: BYTES_MAX }
     }
 }
 
@@ -172,25 +182,44 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, kind: Kind, meta: Meta) -> io::Result<Id> {
-        let bytes = |(name, value): (&Vec<u8>, &Vec<u8>)| name.len() + value.len();
-        self.attributes += meta.attributes.iter().map(bytes).sum::<usize>();
-        if self.attributes > ATTRIBUTES_MAX {
-            return Err(wrong(format!("its extended attributes have more than {ATTRIBUTES_MAX} bytes")));
-        }
-        if self.nodes.len() >= FILES_MAX {
-            return Err(wrong(format!("it has more than {FILES_MAX} files")));
-        }
-        self.nodes.push(Node { kind, meta, layer: self.layer });
-        Ok(self.nodes.len() - 1)
+    /// Counts a name and what comes with it.
+    fn charge(&mut self, name: &[u8], kind: Option<&Kind>, meta: Option<&Meta>) -> io::Result<()> {
+        let attributes = meta.into_iter().flat_map(|meta| &meta.attributes);
+        let attributes = attributes.map(|(name, value)| ATTRIBUTE + name.len() + value.len()).sum::<usize>();
+        let link = if let Some(Kind::Link(text)) = kind { text.len() } else { 0 };
+        let few = || wrong(format!("it has more than {NAMES_MAX} files"));
+        let long = || {
+            let most = TEXT_MAX >> 30;
+            wrong(format!("its names, links and extended attributes have more than {most} GiB"))
+        };
+        self.names = self.names.checked_sub(1).ok_or_else(few)?;
+        self.text = self.text.checked_sub(name.len() + link + attributes).ok_or_else(long)?;
+        Ok(())
     }
 
-    fn add_directory(&mut self, parent: Id, name: &[u8]) -> io::Result<Id> {
-        let made = self.add(Kind::Directory(BTreeMap::new()), directory_meta())?;
+    /// Counts the bytes of a file.
+    ///
+    /// # Errors
+    /// All files together have too many.
+    pub fn charge_bytes(&mut self, len: u64) -> io::Result<()> {
+        let bomb = || wrong(format!("its files have more than {} GiB", BYTES_MAX >> 30));
+        self.bytes = self.bytes.checked_sub(len).ok_or_else(bomb)?;
+        Ok(())
+    }
+
+    fn add(&mut self, parent: Id, name: &[u8], kind: Kind, meta: Meta) -> Id {
+        // What is new holds nothing of earlier layers.
+        self.nodes.push(Node { kind, meta, layer: self.layer, cleared: self.layer });
+        let made = self.nodes.len() - 1;
         if let Some(names) = self.names_mut(parent) {
             names.insert(name.to_owned(), made);
         }
-        Ok(made)
+        made
+    }
+
+    fn add_directory(&mut self, parent: Id, name: &[u8]) -> io::Result<Id> {
+        self.charge(name, None, None)?;
+        Ok(self.add(parent, name, Kind::Directory(BTreeMap::new()), directory_meta()))
     }
 
     /// The directory that a path's last name is in, and that name; `None` for the top itself. Symbolic links on the way are
@@ -252,6 +281,7 @@ impl Tree {
         }
         let directory = matches!(kind, Kind::Directory(_));
         let place = self.parent(path, true)?;
+        self.charge(place.map_or(&[][..], |(_, name)| name), Some(&kind), Some(&meta))?;
         let there = match place {
             Some((parent, name)) => self.child(parent, name),
             None => Some(TOP),
@@ -265,10 +295,7 @@ impl Tree {
         let Some((parent, name)) = place else {
             return Err(wrong("the top of the archive is no directory"));
         };
-        let made = self.add(kind, meta)?;
-        if let Some(names) = self.names_mut(parent) {
-            names.insert(name.to_owned(), made);
-        }
+        self.add(parent, name, kind, meta);
         Ok(())
     }
 
@@ -286,6 +313,7 @@ impl Tree {
         let Some((parent, name)) = self.parent(path, true)? else {
             return Err(wrong("the top of the archive is no directory"));
         };
+        self.charge(name, None, None)?;
         let layer = self.layer;
         self.node_mut(there).layer = layer;
         if let Some(names) = self.names_mut(parent) {
@@ -323,19 +351,25 @@ impl Tree {
         }
     }
 
-    /// Takes away what is of earlier layers in and below a node; whether something of this layer remains.
+    /// Takes away what is of earlier layers in and below a node; whether something of this layer remains. A layer walks
+    /// through each directory once, however often it says so.
     fn prune(&mut self, id: Id) -> bool {
-        let mut remains = self.node(id).layer == self.layer;
-        let children: Vec<Id> = self.children(id).map(|(_, child)| child).collect();
-        if !children.is_empty() {
-            let kept: Vec<Id> = children.into_iter().filter(|child| self.prune(*child)).collect();
+        let layer = self.layer;
+        let node = self.node(id);
+        let mut remains = node.layer == layer;
+        let Kind::Directory(names) = &node.kind else { return remains };
+        if node.cleared != layer {
+            let children: Vec<Id> = names.values().copied().collect();
+            let kept: std::collections::HashSet<Id> =
+                children.into_iter().filter(|child| self.prune(*child)).collect();
             remains |= !kept.is_empty();
-            let kept: std::collections::HashSet<Id> = kept.into_iter().collect();
+            self.node_mut(id).cleared = layer;
             if let Some(names) = self.names_mut(id) {
                 names.retain(|_, child| kept.contains(child));
             }
+            return remains;
         }
-        remains
+        remains || !names.is_empty()
     }
 
     /// The node at a path, if there is one; a symbolic link at its end is not followed.
@@ -371,3 +405,6 @@ impl Tree {
         self.nodes.len()
     }
 }
+
+#[cfg(test)]
+mod tests;

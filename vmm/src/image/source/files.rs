@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::image::decode;
 use crate::image::tar::{Archive, Type};
-use crate::image::tree::wrong;
+use crate::image::tree::{BYTES_MAX, wrong};
 
 /// Most members of an archive that are kept in mind: an image has a few for each of its layers.
 const MEMBERS_MAX: usize = 100_000;
@@ -129,10 +129,9 @@ impl Members {
         }
         drop(first);
         file.rewind()?;
-        let (_, mut stream) = decode::open(file)?;
+        let (_, stream) = decode::open(file)?;
         let mut copy = scratch()?;
-        io::copy(&mut stream, &mut io::BufWriter::with_capacity(1 << 20, &mut copy))?;
-        copy.flush()?;
+        copy_all(stream, &mut io::BufWriter::with_capacity(1 << 20, &mut copy), BYTES_MAX)?;
         copy.seek(SeekFrom::Start(0))?;
         Members::of(copy, path)
     }
@@ -141,6 +140,14 @@ impl Members {
     pub fn has(&self, name: &str) -> bool {
         self.members.contains_key(name)
     }
+}
+
+/// Copies a stream of `most` bytes at the most.
+fn copy_all(stream: impl Read, to: &mut impl Write, most: u64) -> io::Result<()> {
+    if io::copy(&mut stream.take(most.saturating_add(1)), to)? > most {
+        return Err(wrong(format!("it unpacks to more than {} GiB", most >> 30)));
+    }
+    to.flush()
 }
 
 /// A file without a name, where there is room for large ones.
@@ -216,5 +223,19 @@ impl Read for Part<'_> {
                 Ok(len)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_that_unpacks_to_too_much_is_given_up() {
+        let mut copy = Vec::new();
+        copy_all(io::repeat(1).take(1000), &mut copy, 1000).unwrap();
+        assert_eq!(copy.len(), 1000);
+        let told = copy_all(io::repeat(1), &mut io::sink(), 1000).unwrap_err().to_string();
+        assert_eq!(told, "it unpacks to more than 0 GiB");
     }
 }
