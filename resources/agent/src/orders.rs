@@ -10,8 +10,8 @@ use crate::wire::{Body, Malformed, put_number, put_string};
 /// Where the file is.
 pub const PATH: &str = "/mayfly.orders";
 
-/// Where the layer of a private root is found, if it was ordered.
-pub const CHANGES: &str = "/run/mayfly/changes";
+/// Where the layer of a private root is found, if it was ordered. `/run/mayfly` itself belongs to a mayfly that runs in the guest.
+pub const CHANGES: &str = "/run/mayfly-guest/changes";
 
 /// A file system that a disk may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ const INITS: [&str; 4] = ["/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/
 /// Units that are gone with the run.
 const UNITS: &str = "/run/systemd/system";
 /// The agent's own file.
-const AGENT: &str = "/run/mayfly/agent";
+const AGENT: &str = "/run/mayfly-guest/agent";
 
 /// First arguments of the agent as a service: the port to call follows, and what to say of a system that is not well.
 pub const SERVE: &str = "serve";
@@ -34,7 +34,7 @@ pub fn become_init(orders: &Orders) -> io::Error {
 
 /// Puts the agent and its units where they will be found.
 fn install(port: u32) -> io::Result<()> {
-    fs::create_dir_all("/run/mayfly")?;
+    fs::create_dir_all("/run/mayfly-guest")?;
     fs::copy("/proc/self/exe", AGENT)?;
     fs::set_permissions(AGENT, PermissionsExt::from_mode(0o755))?;
     fs::create_dir_all(UNITS)?;
@@ -86,8 +86,8 @@ mod tests {
     fn units_name_the_agent_and_its_port() {
         let [(name, service, wanted), (_, trouble, _)] = units(7);
         assert_eq!((name, wanted), ("mayfly.service", &["multi-user.target"][..]));
-        assert!(service.contains("\nExecStart=/run/mayfly/agent serve 7\n"), "{service}");
-        assert!(trouble.contains("\nExecStart=/run/mayfly/agent trouble 7 \"the system"), "{trouble}");
+        assert!(service.contains("\nExecStart=/run/mayfly-guest/agent serve 7\n"), "{service}");
+        assert!(trouble.contains("\nExecStart=/run/mayfly-guest/agent trouble 7 \"the system"), "{trouble}");
         assert!([service, trouble].iter().all(|text| text.lines().all(|line| !line.starts_with(' '))));
     }
 }

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ use super::place;
 
 /// Bytes of a name at the most.
 const NAME_MAX: usize = 48;
+/// All that is in the directory of an entry. The first goes first: without it the rest is cleared away by whoever comes next.
+const FILES: [&str; 5] = ["result", "about", "control", "stdout", "stderr"];
 /// Bytes that are read of a file of an entry.
 const LARGEST: u64 = 1 << 20;
 
@@ -221,7 +224,7 @@ impl Registry {
                 .hint(format!("end it first: mayfly stop {}", record.name)));
         }
         let doing = || format!("remove the VM {}", record.name);
-        fs::remove_dir_all(&record.path).doing(Why::Host, doing)
+        erase(&record.path).doing(Why::Host, doing)
     }
 }
 
@@ -280,13 +283,31 @@ fn read_result(mut file: &File) -> io::Result<Option<Value>> {
     Ok(serde_json::from_slice(&text).ok())
 }
 
+/// Removes the directory of an entry. One that holds anything else stays as it is: it may be no entry at all.
+fn erase(path: &Path) -> io::Result<()> {
+    for found in fs::read_dir(path)? {
+        let found = found?;
+        if found.file_type()?.is_dir() || !FILES.iter().any(|name| found.file_name() == *name) {
+            let text = format!("{} is no file of a VM's", crate::quote::line(found.path().as_os_str().as_bytes()));
+            return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, text));
+        }
+    }
+    for name in FILES {
+        match fs::remove_file(path.join(name)) {
+            Err(cause) if cause.kind() != ErrorKind::NotFound => return Err(cause),
+            _ => {}
+        }
+    }
+    fs::remove_dir(path)
+}
+
 /// Removes what is left of an entry, if it is one: nothing but a directory of ours.
 fn clear(path: &Path) {
     let own = fs::symlink_metadata(path)
         .is_ok_and(|about| about.is_dir() && about.uid() == rustix::process::geteuid().as_raw());
     if own {
         // What stays is in the way of who wants the name, and who is told so.
-        let _ = fs::remove_dir_all(path);
+        let _ = erase(path);
     }
 }
 

@@ -62,6 +62,35 @@ fn what_a_killed_vm_has_left_is_cleared_away() {
 }
 
 #[test]
+fn what_is_no_vms_stays() {
+    let (_above, registry) = registry();
+    let theirs = ["photos/a.jpg", "layer/stdout/x", "mixed/control", "mixed/notes"];
+    for name in theirs {
+        let path = registry.path.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "theirs").unwrap();
+    }
+    assert!(names(&registry).is_empty());
+    for name in theirs {
+        assert_eq!(fs::read(registry.path.join(name)).unwrap(), b"theirs", "{name}");
+        let vm = name.split_once('/').unwrap().0;
+        assert!(registry.enter(vm, &about(), false).is_err(), "{name} is in the way");
+        assert!(registry.path.join(name).exists(), "{name}");
+    }
+    // Nor does it go with an entry that it was put into.
+    let mut entry = registry.enter("vm", &about(), true).unwrap();
+    entry.conclude("{}").unwrap();
+    drop(entry);
+    let notes = registry.path.join("vm/notes");
+    fs::write(&notes, "theirs").unwrap();
+    let told = registry.remove(&registry.find("vm").unwrap()).unwrap_err().to_string();
+    assert!(told.starts_with("remove the VM vm: ") && told.ends_with("/vm/notes is no file of a VM's"), "{told}");
+    fs::remove_file(&notes).unwrap();
+    registry.remove(&registry.find("vm").unwrap()).unwrap();
+    assert!(!registry.path.join("vm").exists());
+}
+
+#[test]
 fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
     let (_above, registry) = registry();
     for keep in [true, false] {
