@@ -215,10 +215,14 @@ impl Registry {
     /// Removes what is left of a VM that has ended.
     ///
     /// # Errors
-    /// As the host answers; it runs.
+    /// As the host answers; it runs, or has gone.
     pub fn remove(&self, record: &Record) -> Result<()> {
         let _lock = self.lock()?;
-        if record.state == State::Running {
+        // Others may have removed it since it was found, and another VM may have its name.
+        if !record.is_at_its_place() {
+            return Err(missing(&record.name));
+        }
+        if record.lives() {
             return Err(Fail::new(Why::Usage, format!("remove the VM {}", record.name))
                 .because("it is running")
                 .hint(format!("end it first: mayfly stop {}", record.name)));
@@ -332,6 +336,13 @@ impl Record {
             let _ = flock(&self.result, FlockOperation::Unlock);
         }
         locked == Err(Errno::AGAIN)
+    }
+
+    /// Whether its directory is still its own.
+    fn is_at_its_place(&self) -> bool {
+        let number = |about: fs::Metadata| (about.dev(), about.ino());
+        let there = fs::metadata(self.path.join("result")).map(number);
+        there.is_ok_and(|there| self.result.metadata().is_ok_and(|own| number(own) == there))
     }
 
     /// Its control socket.

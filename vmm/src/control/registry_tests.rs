@@ -120,6 +120,26 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
 }
 
 #[test]
+fn who_removes_late_removes_nothing_else() {
+    let (_above, registry) = registry();
+    let end = || {
+        let mut entry = registry.enter("vm", &about(), true).unwrap();
+        entry.conclude("{}").unwrap();
+    };
+    end();
+    let found = registry.find("vm").unwrap();
+    registry.remove(&registry.find("vm").unwrap()).unwrap();
+    let next = registry.enter("vm", &about(), false).unwrap();
+    let told = registry.remove(&found).unwrap_err().to_string();
+    assert!(told.starts_with("find the VM vm: there is none of that name"), "{told}");
+    assert_eq!(names(&registry), ["vm"], "the one that runs stays");
+    drop(next);
+    end();
+    assert!(registry.remove(&found).is_err());
+    assert_eq!(names(&registry), ["vm"], "and so does what another one has left");
+}
+
+#[test]
 fn names_are_short_and_plain() {
     for name in ["a", "web-1", "A.b_c", "0", &"x".repeat(NAME_MAX)] {
         check_name(name).unwrap();
