@@ -63,7 +63,10 @@ struct Caller {
 /// What becomes of a caller.
 #[derive(PartialEq, Eq)]
 enum Fate {
+    /// Something has to come from it first.
     Stays,
+    /// Its next request is here already.
+    Again,
     Goes,
     Inherited,
 }
@@ -105,9 +108,10 @@ impl Server {
             let caller = Caller { socket, asked: Vec::new(), answer: Vec::new(), stuck: false, heir: None };
             self.callers.insert(number, caller);
             if self.callers.len() > CALLERS
-                && let Some((_, oldest)) = self.callers.pop_first()
+                && let Some((last, oldest)) = self.callers.pop_first()
             {
                 ctx.unwatch(&oldest.socket);
+                ctx.disarm(last);
             }
         }
     }
@@ -116,8 +120,14 @@ impl Server {
         let Some(mut caller) = self.callers.remove(&number) else { return };
         let stuck = caller.stuck;
         let fate = caller.turn(&mut self.answerer);
-        if fate != Fate::Stays {
-            ctx.unwatch(&caller.socket);
+        match fate {
+            Fate::Stays => {}
+            // Nothing tells of what is read already. After those whose sockets tell something.
+            Fate::Again => ctx.arm(number, Duration::ZERO),
+            Fate::Goes | Fate::Inherited => {
+                ctx.unwatch(&caller.socket);
+                ctx.disarm(number);
+            }
         }
         match (fate, caller.heir.take()) {
             (Fate::Goes, _) => {}
@@ -138,23 +148,32 @@ impl Server {
 }
 
 impl Caller {
-    /// Goes on with it as far as nobody has to be waited for.
+    /// Goes on with it as far as nobody has to be waited for, and by one request: others wait for their turn.
     fn turn(&mut self, answerer: &mut Answerer) -> Fate {
-        loop {
-            match self.flush() {
-                Ok(true) if self.heir.is_some() => return Fate::Inherited,
-                Ok(true) => self.stuck = false,
-                Ok(false) => {
-                    self.stuck = true;
-                    return Fate::Stays;
-                }
-                Err(_) => return Fate::Goes,
+        if let Some(fate) = self.send() {
+            return fate;
+        }
+        match self.next_request() {
+            Ok(Some(line)) => self.ask(&line, answerer),
+            Ok(None) => return Fate::Stays,
+            Err(_) => return Fate::Goes,
+        }
+        match self.send() {
+            Some(fate) => fate,
+            None if self.asked.contains(&b'\n') => Fate::Again,
+            None => Fate::Stays,
+        }
+    }
+
+    /// Sends what there is of an answer. What becomes of the caller, if that is settled by it.
+    fn send(&mut self) -> Option<Fate> {
+        match self.flush() {
+            Ok(true) if self.heir.is_some() => Some(Fate::Inherited),
+            Ok(out) => {
+                self.stuck = !out;
+                self.stuck.then_some(Fate::Stays)
             }
-            match self.next_request() {
-                Ok(Some(line)) => self.ask(&line, answerer),
-                Ok(None) => return Fate::Stays,
-                Err(_) => return Fate::Goes,
-            }
+            Err(_) => Some(Fate::Goes),
         }
     }
 
@@ -314,6 +333,39 @@ mod tests {
         // Either the write or the read finds that it is cut off.
         let _ = endless.write_all(&vec![b' '; REQUEST + 5000]);
         assert!(matches!(endless.read(&mut [0; 1]), Ok(0) | Err(_)), "a request has an end");
+    }
+
+    #[test]
+    fn who_asks_much_at_once_waits_for_its_turn() {
+        let (tell, told) = channel();
+        let (go, wait) = channel::<()>();
+        let rig = Rig::new(Box::new(move |request| {
+            let first = matches!(request, Request::Kill { .. });
+            tell.send(request).unwrap();
+            if first {
+                wait.recv().unwrap();
+            }
+            Reply::Told(Ok(json!(1)))
+        }));
+        let (greedy, other) = (rig.call(), rig.call());
+        assert_eq!(ask(&other, &Request::Inspect.line()), "{\"ok\":1}\n");
+        let many = Request::Inspect.line().repeat(100);
+        (&greedy).write_all(&[Request::Kill { signal: None }.line(), many].concat()).unwrap();
+        let mut asked = told.iter();
+        assert_eq!(
+            (asked.next(), asked.next()),
+            (Some(Request::Inspect), Some(Request::Kill { signal: None }))
+        );
+        // While the first of many is answered, somebody else asks.
+        (&other).write_all(&Request::Stop.line()).unwrap();
+        go.send(()).unwrap();
+        let before = asked.position(|request| request == Request::Stop).unwrap();
+        assert!(before < 10, "{before} requests of another's went first");
+        let answers = BufReader::new(&greedy)
+            .lines()
+            .take(101)
+            .filter(|line| line.as_deref().ok() == Some("{\"ok\":1}"));
+        assert_eq!(answers.count(), 101, "all are answered");
     }
 
     #[test]
