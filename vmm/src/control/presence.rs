@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use base::Result;
 
-use super::registry::{About, Entry, Registry};
+use super::registry::{About, Entry, Patience, Registry};
 use crate::plan::Plan;
 
 /// Told the name of a VM in the background once it is up; whether anybody still wants it.
@@ -52,9 +52,13 @@ impl Presence {
     /// # Errors
     /// As [`Registry::enter`].
     pub fn enter(&self, keep: bool) -> Result<()> {
+        self.enter_within(keep, Patience::Endless)
+    }
+
+    fn enter_within(&self, keep: bool, patience: Patience) -> Result<()> {
         let mut inner = self.lock();
         if inner.entry.is_none() {
-            inner.entry = Some(Registry::make()?.enter(&inner.name, &inner.about, keep)?);
+            inner.entry = Some(Registry::make()?.enter(&inner.name, &inner.about, keep, patience)?);
         }
         Ok(())
     }
@@ -64,9 +68,10 @@ impl Presence {
         self.lock().entry.as_mut().map(f)
     }
 
-    /// The socket on which it is asked. One that has not entered yet does so now, if it can.
+    /// The socket on which it is asked. One that has not entered yet does so now, if it can at once: the thread that
+    /// asks has a VM to run.
     pub fn socket(&self) -> Option<OwnedFd> {
-        if let Err(fail) = self.enter(false) {
+        if let Err(fail) = self.enter_within(false, Patience::Short) {
             ::log::debug!("nobody will find this VM: {fail}");
         }
         self.with(|entry| entry.socket().ok()).flatten()

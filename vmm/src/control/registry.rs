@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base::host::socket::{self, Listener};
 use base::{Doing, Fail, Result, Why};
@@ -70,6 +71,31 @@ pub struct Record {
     result: File,
 }
 
+/// How long somebody waits for the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes: nobody waits for this thread.
+    Endless,
+    /// For a tenth of a second: it has something else to do.
+    Short,
+}
+
+impl Patience {
+    fn lock(self, place: &OwnedFd) -> rustix::io::Result<()> {
+        if self == Patience::Endless {
+            return rustix::io::retry_on_intr(|| flock(place, FlockOperation::LockExclusive));
+        }
+        let mut attempts = 100;
+        loop {
+            match flock(place, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::AGAIN | Errno::INTR) if attempts > 0 => attempts -= 1,
+                done => return done,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// The registry of this user.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -117,8 +143,9 @@ impl Registry {
         place::find().map(|path| Registry { path })
     }
 
-    /// Keeps others from making and removing entries. What is done meanwhile takes microseconds.
-    fn lock(&self) -> Result<OwnedFd> {
+    /// Keeps others from making and removing entries. What is done meanwhile takes microseconds; who holds the lock for longer
+    /// is stopped or none of us, and only some can wait for that.
+    fn lock(&self, patience: Patience) -> Result<OwnedFd> {
         let doing = || format!("lock the runtime directory {}", self.path.display());
         loop {
             let Some(place) = place::open(&self.path)? else {
@@ -127,8 +154,7 @@ impl Registry {
                     Err(cause) => return Err(Fail::new(Why::Host, doing()).because(io::Error::from(cause))),
                 }
             };
-            rustix::io::retry_on_intr(|| flock(&place, FlockOperation::LockExclusive))
-                .doing(Why::Host, doing)?;
+            patience.lock(&place).doing(Why::Host, doing)?;
             // The last one to leave takes it along, and the next makes another.
             let number = |about: Stat| (about.st_dev, about.st_ino);
             let locked = rustix::fs::fstat(&place).map(number).doing(Why::Host, doing)?;
@@ -142,9 +168,9 @@ impl Registry {
     ///
     /// # Errors
     /// [`Why::Usage`]: there is one of that name, or it is no name; or the host refuses.
-    pub fn enter(&self, name: &str, about: &About, keep: bool) -> Result<Entry> {
+    pub fn enter(&self, name: &str, about: &About, keep: bool, patience: Patience) -> Result<Entry> {
         check_name(name)?;
-        let _lock = self.lock()?;
+        let _lock = self.lock(patience)?;
         let path = self.path.join(name);
         let doing = || format!("enter the VM {name} in {}", self.path.display());
         match look_at(&path, name) {
@@ -183,7 +209,7 @@ impl Registry {
     /// # Errors
     /// As the host answers.
     pub fn list(&self) -> Result<Vec<Record>> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(Patience::Endless)?;
         let doing = || format!("read the runtime directory {}", self.path.display());
         let mut list = Vec::new();
         for found in fs::read_dir(&self.path).doing(Why::Host, doing)? {
@@ -217,7 +243,7 @@ impl Registry {
     /// # Errors
     /// As the host answers; it runs, or has gone.
     pub fn remove(&self, record: &Record) -> Result<()> {
-        let _lock = self.lock()?;
+        let _lock = self.lock(Patience::Endless)?;
         // Others may have removed it since it was found, and another VM may have its name.
         if !record.is_at_its_place() {
             return Err(missing(&record.name));
@@ -292,7 +318,8 @@ fn erase(path: &Path) -> io::Result<()> {
     for found in fs::read_dir(path)? {
         let found = found?;
         if found.file_type()?.is_dir() || !FILES.iter().any(|name| found.file_name() == *name) {
-            let text = format!("{} is no file of a VM's", crate::quote::line(found.path().as_os_str().as_bytes()));
+            let text =
+                format!("{} is no file of a VM's", crate::quote::line(found.path().as_os_str().as_bytes()));
             return Err(io::Error::new(ErrorKind::DirectoryNotEmpty, text));
         }
     }
@@ -387,7 +414,11 @@ impl Drop for Entry {
         if self.keep && self.ended {
             return;
         }
-        let Ok(_lock) = self.registry.lock() else { return };
+        let _lock = match self.registry.lock(Patience::Short) {
+            Ok(lock) => lock,
+            // The next command clears it away.
+            Err(fail) => return ::log::debug!("leave the VM {} behind: {fail}", self.name),
+        };
         clear(&self.path);
         // Others may be there.
         let _ = fs::remove_dir(&self.registry.path);

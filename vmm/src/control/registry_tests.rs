@@ -22,26 +22,26 @@ fn names(registry: &Registry) -> Vec<String> {
 #[test]
 fn a_vm_is_there_as_long_as_its_entry() {
     let (_above, registry) = registry();
-    let entry = registry.enter("b", &about(), false).unwrap();
-    let other = registry.enter("a", &about(), false).unwrap();
+    let entry = registry.enter("b", &about(), false, Patience::Endless).unwrap();
+    let other = registry.enter("a", &about(), false, Patience::Endless).unwrap();
     assert_eq!(names(&registry), ["a", "b"]);
     let found = registry.find("b").unwrap();
     assert_eq!((&found.about, &found.state, found.lives()), (&about(), &State::Running, true));
-    let told = registry.enter("b", &about(), false).err().unwrap().to_string();
+    let told = registry.enter("b", &about(), false, Patience::Endless).err().unwrap().to_string();
     assert!(told.starts_with("call the VM b: there is a running VM of that name\n  hint: "), "{told}");
     assert!(registry.remove(&found).unwrap_err().to_string().contains("it is running"));
     drop(entry);
     assert_eq!((names(&registry), found.lives()), (vec!["a".to_owned()], false));
     drop(other);
     assert!(!registry.path.exists(), "the last one takes the place along");
-    drop(registry.enter("a", &about(), false).unwrap());
+    drop(registry.enter("a", &about(), false, Patience::Endless).unwrap());
     assert!(!registry.path.exists(), "and the next makes it again");
 }
 
 #[test]
 fn what_a_killed_vm_has_left_is_cleared_away() {
     let (_above, registry) = registry();
-    let mut entry = registry.enter("dead", &about(), true).unwrap();
+    let mut entry = registry.enter("dead", &about(), true, Patience::Endless).unwrap();
     let logs = entry.logs().unwrap();
     drop(logs);
     // As `kill -9` does: the lock goes, and nothing is tidied up.
@@ -49,16 +49,16 @@ fn what_a_killed_vm_has_left_is_cleared_away() {
     std::mem::forget(entry);
     let path = registry.path.join("dead");
     assert!(path.join("stdout").exists() && path.join("control").exists());
-    let _living = registry.enter("living", &about(), false).unwrap();
+    let _living = registry.enter("living", &about(), false, Patience::Endless).unwrap();
     assert_eq!(names(&registry), ["living"]);
     assert!(!path.exists());
     // Half of an entry, too; and a stranger's file stays.
     fs::create_dir(&path).unwrap();
     fs::write(registry.path.join("notes"), "mine").unwrap();
-    registry.enter("dead", &about(), false).unwrap();
+    registry.enter("dead", &about(), false, Patience::Endless).unwrap();
     assert_eq!(names(&registry), ["living"]);
     assert_eq!(fs::read(registry.path.join("notes")).unwrap(), b"mine");
-    assert!(registry.enter("notes", &about(), false).is_err());
+    assert!(registry.enter("notes", &about(), false, Patience::Endless).is_err());
 }
 
 #[test]
@@ -74,17 +74,20 @@ fn what_is_no_vms_stays() {
     for name in theirs {
         assert_eq!(fs::read(registry.path.join(name)).unwrap(), b"theirs", "{name}");
         let vm = name.split_once('/').unwrap().0;
-        assert!(registry.enter(vm, &about(), false).is_err(), "{name} is in the way");
+        assert!(registry.enter(vm, &about(), false, Patience::Endless).is_err(), "{name} is in the way");
         assert!(registry.path.join(name).exists(), "{name}");
     }
     // Nor does it go with an entry that it was put into.
-    let mut entry = registry.enter("vm", &about(), true).unwrap();
+    let mut entry = registry.enter("vm", &about(), true, Patience::Endless).unwrap();
     entry.conclude("{}").unwrap();
     drop(entry);
     let notes = registry.path.join("vm/notes");
     fs::write(&notes, "theirs").unwrap();
     let told = registry.remove(&registry.find("vm").unwrap()).unwrap_err().to_string();
-    assert!(told.starts_with("remove the VM vm: ") && told.ends_with("/vm/notes is no file of a VM's"), "{told}");
+    assert!(
+        told.starts_with("remove the VM vm: ") && told.ends_with("/vm/notes is no file of a VM's"),
+        "{told}"
+    );
     fs::remove_file(&notes).unwrap();
     registry.remove(&registry.find("vm").unwrap()).unwrap();
     assert!(!registry.path.join("vm").exists());
@@ -94,7 +97,7 @@ fn what_is_no_vms_stays() {
 fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
     let (_above, registry) = registry();
     for keep in [true, false] {
-        let mut entry = registry.enter("vm", &about(), keep).unwrap();
+        let mut entry = registry.enter("vm", &about(), keep, Patience::Endless).unwrap();
         let record = registry.find("vm").unwrap();
         let (tell, told) = channel();
         let waiter = std::thread::spawn(move || tell.send(record.wait().unwrap()).unwrap());
@@ -108,12 +111,12 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
             let record = registry.find("vm").unwrap();
             assert_eq!(record.state, State::Ended(json!({"exit_code": 7})));
             assert!(!record.control().exists());
-            let told = registry.enter("vm", &about(), keep).err().unwrap().to_string();
+            let told = registry.enter("vm", &about(), keep, Patience::Endless).err().unwrap().to_string();
             assert!(told.contains("mayfly rm vm"), "{told}");
             registry.remove(&record).unwrap();
         }
     }
-    let gone = registry.enter("vm", &about(), false).unwrap();
+    let gone = registry.enter("vm", &about(), false, Patience::Endless).unwrap();
     let record = registry.find("vm").unwrap();
     drop(gone);
     assert_eq!(record.wait().unwrap(), None);
@@ -123,13 +126,13 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
 fn who_removes_late_removes_nothing_else() {
     let (_above, registry) = registry();
     let end = || {
-        let mut entry = registry.enter("vm", &about(), true).unwrap();
+        let mut entry = registry.enter("vm", &about(), true, Patience::Endless).unwrap();
         entry.conclude("{}").unwrap();
     };
     end();
     let found = registry.find("vm").unwrap();
     registry.remove(&registry.find("vm").unwrap()).unwrap();
-    let next = registry.enter("vm", &about(), false).unwrap();
+    let next = registry.enter("vm", &about(), false, Patience::Endless).unwrap();
     let told = registry.remove(&found).unwrap_err().to_string();
     assert!(told.starts_with("find the VM vm: there is none of that name"), "{told}");
     assert_eq!(names(&registry), ["vm"], "the one that runs stays");
@@ -137,6 +140,19 @@ fn who_removes_late_removes_nothing_else() {
     end();
     assert!(registry.remove(&found).is_err());
     assert_eq!(names(&registry), ["vm"], "and so does what another one has left");
+}
+
+#[test]
+fn who_cannot_wait_does_without() {
+    let (_above, registry) = registry();
+    let entry = registry.enter("a", &about(), false, Patience::Short).unwrap();
+    let held = registry.lock(Patience::Endless).unwrap();
+    let told = registry.enter("b", &about(), false, Patience::Short).err().unwrap().to_string();
+    assert!(told.starts_with("lock the runtime directory "), "{told}");
+    drop(entry);
+    assert!(registry.path.join("a").exists());
+    drop(held);
+    assert!(names(&registry).is_empty(), "the next one clears away what it left");
 }
 
 #[test]
@@ -158,12 +174,14 @@ fn those_who_come_and_go_at_once_do_not_hurt_each_other() {
             let registry = &registry;
             scope.spawn(move || {
                 for round in 0..50 {
-                    let entry = registry.enter(&format!("vm-{number}"), &about(), false);
+                    let entry = registry.enter(&format!("vm-{number}"), &about(), false, Patience::Endless);
                     let entry = entry.unwrap_or_else(|fail| panic!("round {round}: {fail}"));
                     assert!(names(registry).contains(&entry.name));
                 }
             });
         }
     });
+    // Who could not wait on a busy host has left something to the next.
+    assert!(names(&registry).is_empty());
     assert!(!registry.path.exists());
 }
