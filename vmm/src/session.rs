@@ -102,7 +102,7 @@ impl Session {
         let (tell, ended) = channel();
         let (over, ending) = channel();
         let reach = Reach::default();
-        let (remote, slot) = (reach.0.clone(), reach.0.clone());
+        let (remote, slot) = (reach.remote.clone(), reach.remote.clone());
         let arrived: Arc<AtomicBool> = Arc::default();
         let arrival = arrived.clone();
         let ears = Arc::new(Ears::new(&self.command));
@@ -217,7 +217,7 @@ impl Running {
     /// Who passes signals on to the command. The first of those that end a run is for the command alone; a second means
     /// the run, however the guest is.
     pub fn courier(&self) -> impl FnMut(i32) -> bool + Send + 'static {
-        let remote = self.reach.0.clone();
+        let remote = self.reach.remote.clone();
         let mut passed = false;
         move |number| {
             let remote = remote.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -15,7 +15,10 @@ use crate::control::wire::Request;
 use crate::host::switchboard::Switchboard;
 use crate::outcome::End;
 use crate::plan::{PORT, Plan};
-use crate::session::reach::Reach;
+use crate::session::reach::{Reach, Told};
+
+/// Why a guest that hangs cannot be told anything more.
+const DEAF: &str = "the guest does not take what it was told before";
 
 /// What a machine has to show and to change, for whoever asks.
 #[derive(Clone)]
@@ -68,7 +71,8 @@ impl Desk {
         Reply::Told(match request {
             Request::Inspect => self.inspect(),
             Request::Stop => {
-                self.signal(15, 15);
+                // A guest that does not take it is ended by who waits for its end.
+                let _ = self.signal(15, 15);
                 Ok(Value::Null)
             }
             Request::Kill { signal: None } => {
@@ -76,8 +80,7 @@ impl Desk {
                 Ok(Value::Null)
             }
             Request::Kill { signal: Some(number) } if (1..=64).contains(&number) => {
-                self.signal(number, number.into());
-                Ok(Value::Null)
+                self.signal(number, number.into())
             }
             Request::Kill { signal: Some(number) } => {
                 Err(Fail::new(Why::Usage, "send a signal").because(format!("{number} is the number of none")))
@@ -88,10 +91,18 @@ impl Desk {
     }
 
     /// A signal for the command; without one, the run ends with it.
-    fn signal(&self, number: u8, end: i32) {
-        if !self.reach.as_ref().is_some_and(|reach| reach.signal(number)) {
-            self.reports.end(End::Signalled(end));
+    fn signal(&self, number: u8, end: i32) -> Result<Value> {
+        match self.reach.as_ref().map_or(Told::Nobody, |reach| reach.signal(number)) {
+            Told::Sent => {}
+            Told::Nobody => self.reports.end(End::Signalled(end)),
+            Told::Deaf => {
+                let name = self.presence.name();
+                return Err(Fail::new(Why::Host, format!("send a signal to the command of {name}"))
+                    .because(DEAF)
+                    .hint(format!("end it: mayfly kill {name}")));
+            }
         }
+        Ok(Value::Null)
     }
 
     fn agent(&self) -> Reply {
@@ -104,6 +115,9 @@ impl Desk {
         if !reach.is_there() {
             let why = if self.presence.is_up() { "its command has ended" } else { "it has not called yet" };
             return Reply::Told(Err(doing().because(why)));
+        }
+        if reach.is_deaf() {
+            return Reply::Told(Err(doing().because(DEAF)));
         }
         let (reach, switchboard) = (reach.clone(), self.switchboard.clone());
         // What a program finds there unless it is told otherwise.
