@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::{Doing, Fail, Result, Why};
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::control::caller::{Caller, find};
@@ -24,6 +25,8 @@ use crate::outcome::{code, code_before_start};
 pub const NAME: &str = "relay";
 /// How often it is looked whether the VM is there: nothing tells, and it takes seconds.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long descriptors are waited for.
+const RELIEF: Duration = Duration::from_secs(1);
 
 /// The hidden command, as clap has it.
 pub fn command() -> Clap {
@@ -74,8 +77,14 @@ fn serve(socket: &OwnedFd, name: &str, host: &Weak<Host>) {
         if ready.is_err() {
             return;
         }
-        if let Ok(connection) = accept_with(socket, SocketFlags::CLOEXEC) {
-            drop(start(host, name, false, Some(connection)));
+        match accept_with(socket, SocketFlags::CLOEXEC) {
+            Ok(connection) => drop(start(host, name, false, Some(connection))),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            Err(cause) => {
+                // Out of descriptors: whoever calls goes on waiting, and must not keep a CPU busy.
+                ::log::debug!("accept a connection: {cause}");
+                std::thread::sleep(RELIEF);
+            }
         }
     }
 }
