@@ -3,7 +3,7 @@
 //! What this machine's package lists say is asked first. Where they say nothing, or name what the mirror has no longer, apt
 //! fetches lists of its own into a directory that goes away with them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,12 +14,15 @@ use base::{Doing, Fail, Result, Why};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::log;
+use crate::{log, quote};
 
 /// Programs that are used.
 pub const TOOLS: [&str; 2] = ["apt-get", "apt-cache"];
 /// How often progress is shown.
 const BEAT: Duration = Duration::from_millis(200);
+/// Bytes and lines of its complaints that are told.
+const SAID: u64 = 64 << 10;
+const LINES: usize = 4;
 /// Packages that only name another: so many in a row.
 const DEPTH: usize = 4;
 /// What every kernel's package begins with, and those of Ubuntu's modules.
@@ -45,9 +48,8 @@ pub struct Apt {
 impl Apt {
     /// apt with the lists of this machine.
     pub fn of_machine(scratch: &Path) -> Apt {
-        // A sandbox user could not write where we can, and its cache of lists is the machine's.
-        let options = ["APT::Sandbox::User=root".to_owned(), format!("Dir::Cache={}", scratch.display())];
-        Apt { options: options.into_iter().flat_map(|option| ["-o".to_owned(), option]).collect() }
+        // Its cache of lists is the machine's. Whether its user for fetching can write there, apt sees for itself.
+        Apt { options: vec!["-o".to_owned(), format!("Dir::Cache={}", scratch.display())] }
     }
 
     /// apt with lists of its own below `scratch`, fetched now.
@@ -103,18 +105,20 @@ impl Apt {
     /// It cannot be fetched.
     pub fn fetch(&self, item: &Item, dir: &Path) -> Result<PathBuf> {
         let mut command = self.command("apt-get", &["download", "-q", &item.package]);
-        let child = command.current_dir(dir).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        // A file: a pipe would have to be read all the time.
+        let words = dir.join("said");
+        let said = File::create(&words).doing(Why::Host, || format!("make {}", words.display()))?;
+        let child = command.current_dir(dir).stdout(Stdio::null()).stderr(said).spawn();
         let child = child.doing(Why::Missing, || "run apt-get")?;
         let path = dir.join(&item.file);
         let shown = std::io::stderr().is_terminal() && ::log::max_level() >= ::log::LevelFilter::Warn;
-        let (good, said) = wait(child, shown.then_some((item, path.as_path())))?;
-        if good && path.is_file() {
+        if wait(child, shown.then_some((item, path.as_path())))? && path.is_file() {
             return Ok(path);
         }
-        Err(Fail::new(Why::Missing, format!("fetch {}", item.package)).because(match said.trim() {
-            "" => "apt-get left no file".to_owned(),
-            said => said.to_owned(),
-        }))
+        let mut said = Vec::new();
+        let read = File::open(&words).and_then(|file| file.take(SAID).read_to_end(&mut said));
+        read.doing(Why::Host, || format!("read {}", words.display()))?;
+        Err(Fail::new(Why::Missing, format!("fetch {}", item.package)).because(complaint(&said)))
     }
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
@@ -152,8 +156,19 @@ fn item(package: &str, line: &str) -> Option<Item> {
     plain.then(|| Item { package: package.to_owned(), file, bytes })
 }
 
-/// Waits for a program: whether it ended well, and what it said. Shows how much of the file is there meanwhile.
-fn wait(mut child: Child, shown: Option<(&Item, &Path)>) -> Result<(bool, String)> {
+/// What apt complains of, without its warnings.
+fn complaint(said: &[u8]) -> String {
+    let lines = quote::last_lines(said, LINES);
+    let errors: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("E: ")).collect();
+    match (errors.as_slice(), lines.as_slice()) {
+        ([], []) => "apt-get left no file".to_owned(),
+        ([], lines) => lines.join("; "),
+        (errors, _) => errors.join("; "),
+    }
+}
+
+/// Waits for a program: whether it ended well. Shows how much of the file is there meanwhile.
+fn wait(mut child: Child, shown: Option<(&Item, &Path)>) -> Result<bool> {
     let waiting = || "wait for apt-get";
     if let Some((item, path)) = shown {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).doing(Why::Host, waiting)?;
@@ -167,12 +182,8 @@ fn wait(mut child: Child, shown: Option<(&Item, &Path)>) -> Result<(bool, String
         }
         log::tell("");
     }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        stderr.take(1 << 16).read_to_string(&mut said).doing(Why::Host, waiting)?;
-    }
     let status = child.wait().doing(Why::Host, waiting)?;
-    Ok((status.success(), said))
+    Ok(status.success())
 }
 
 /// One line of a terminal, written over the last.
@@ -186,6 +197,14 @@ fn show(item: &Item, there: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn apt_is_quoted_without_its_warnings_and_on_one_line() {
+        let said = b"W: unsandboxed\nE: a\x1b[2J b\nE: c\n";
+        assert_eq!(complaint(said), "a[2J b; c");
+        assert_eq!(complaint(b"sh: no apt\n"), "sh: no apt");
+        assert_eq!(complaint(b"\n"), "apt-get left no file");
+    }
 
     #[test]
     fn a_line_of_apt_is_read() {
