@@ -4,6 +4,7 @@
 //! kernels/lock                           whoever adds or removes one holds it
 //! kernels/new/                           one that is being made; what a killed process left there goes with the next
 //! kernels/RELEASE.DIGEST/about.json      what it is, with boot/ and lib/modules/ beside it
+//! kernels/fetch-PID-N/                   what a process is fetching, which has it locked
 //! kernels/files/HEX                      a package that was looked at before: the name of its kernel
 //! ```
 
@@ -29,13 +30,18 @@ pub const ELSEWHERE: &str = "set XDG_CACHE_HOME to a directory that can be writt
 /// # Errors
 /// The environment names none.
 pub fn home() -> Result<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let top = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    top.map(|top| top.join("mayfly")).ok_or_else(|| {
+    let set = |name| std::env::var_os(name).map(PathBuf::from);
+    home_of(set("XDG_CACHE_HOME"), set("HOME")).ok_or_else(|| {
         Fail::new(Why::Missing, "find mayfly's cache")
-            .because("neither XDG_CACHE_HOME nor HOME is set")
+            .because("neither XDG_CACHE_HOME nor HOME is set to an absolute path")
             .hint(ELSEWHERE)
     })
+}
+
+/// A relative path means nothing there (XDG Base Directory Specification): the cache would be another in each directory.
+fn home_of(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    let tops = [xdg, home.map(|home| home.join(".cache"))];
+    tops.into_iter().flatten().find(|top| top.is_absolute()).map(|top| top.join("mayfly"))
 }
 
 /// The kernels that are kept.
@@ -202,22 +208,40 @@ impl Cache {
     /// # Errors
     /// It cannot be made, or as `with` fails.
     pub fn with_scratch<T>(&self, with: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        fs::create_dir_all(&self.dir).doing(Why::Denied, || self.making()).map_err(|f| f.hint(ELSEWHERE))?;
-        let dir = self.dir.join(format!("fetch-{}", std::process::id()));
-        remove(&dir)?;
-        self.clear_orphans();
-        fs::create_dir(&dir).doing(Why::Host, || format!("make {}", dir.display()))?;
+        let (dir, _held) = self.fetching()?;
         let result = with(&dir);
         let removed = remove(&dir);
         result.and_then(|value| removed.map(|()| value))
     }
 
-    /// Removes what processes that were killed have left.
+    /// Makes a directory for what is fetched, and the lock on it by which others see that its process lives.
+    fn fetching(&self) -> Result<(PathBuf, File)> {
+        // Nobody sees it before it is locked.
+        let _lock = self.lock()?;
+        self.clear_orphans();
+        // A process that does not see this one may have its number.
+        let made = (0..=u16::MAX).find_map(|n| {
+            let dir = self.dir.join(format!("fetch-{}-{n}", std::process::id()));
+            match fs::create_dir(&dir) {
+                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => None,
+                made => Some(made.map(|()| dir)),
+            }
+        });
+        let dir = made
+            .unwrap_or_else(|| Err(ErrorKind::AlreadyExists.into()))
+            .doing(Why::Host, || format!("make a directory in {}", self.dir.display()))?;
+        let locking = || format!("lock {}", dir.display());
+        let held = File::open(&dir).doing(Why::Host, locking)?;
+        flock(&held, FlockOperation::NonBlockingLockExclusive).doing(Why::Host, locking)?;
+        Ok((dir, held))
+    }
+
+    /// Removes what processes that were killed have left. The lock is held.
     fn clear_orphans(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let name = entry.file_name().into_string().unwrap_or_default();
-            let dead = |pid: &str| !Path::new("/proc").join(pid).exists();
-            if name.strip_prefix("fetch-").is_some_and(dead) {
+            let free = |dir: &File| flock(dir, FlockOperation::NonBlockingLockExclusive).is_ok();
+            if name.starts_with("fetch-") && File::open(entry.path()).is_ok_and(|dir| free(&dir)) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }

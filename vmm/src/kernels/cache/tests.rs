@@ -97,10 +97,39 @@ fn what_was_left_half_done_is_made_anew() {
     assert_eq!(cache.take(&path).unwrap(), kept);
     fs::remove_file(kept.image()).unwrap();
     assert!(cache.take(&path).is_ok(), "told by the run that wants it");
-    let none = cache.dir().join("fetch-0");
-    fs::create_dir(&none).unwrap();
-    let seen = cache.with_scratch(|dir| Ok(dir.is_dir().then(|| dir.to_owned()))).unwrap().unwrap();
-    assert!(!none.exists() && !seen.exists(), "no process has that number");
+    let left = cache.dir().join("fetch-0");
+    fs::create_dir(&left).unwrap();
+    // One of a process that is not seen from here, under our number.
+    let others = cache.dir().join(format!("fetch-{}-0", std::process::id()));
+    fs::create_dir(&others).unwrap();
+    let lives = File::open(&others).unwrap();
+    flock(&lives, FlockOperation::LockExclusive).unwrap();
+    let seen = cache
+        .with_scratch(|dir| {
+            let inner = cache.with_scratch(|other| Ok(other.to_owned())).unwrap();
+            assert!(inner != dir && !inner.exists());
+            Ok(dir.is_dir().then(|| dir.to_owned()))
+        })
+        .unwrap()
+        .unwrap();
+    assert!(!left.exists() && !seen.exists(), "nobody has a lock on it");
+    assert!(others.is_dir() && seen != others, "somebody has");
+}
+
+#[test]
+fn only_absolute_paths_say_where_the_cache_is() {
+    let path = |text: &str| Some(PathBuf::from(text));
+    for (xdg, home, wanted) in [
+        (path("/c"), path("/h"), path("/c/mayfly")),
+        (path("c"), path("/h"), path("/h/.cache/mayfly")),
+        (path(""), path("/h"), path("/h/.cache/mayfly")),
+        (None, path("/h"), path("/h/.cache/mayfly")),
+        (path("c"), path("h"), None),
+        (None, path(""), None),
+        (None, None, None),
+    ] {
+        assert_eq!(home_of(xdg.clone(), home.clone()), wanted, "{xdg:?} {home:?}");
+    }
 }
 
 #[test]
