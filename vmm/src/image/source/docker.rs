@@ -6,7 +6,7 @@ use base::{Fail, Result, Why};
 use serde::Deserialize;
 
 use super::files::{Files, Members};
-use super::{Layer, Recipe, Source, configuration, document, is_called, layer, parse, undecided};
+use super::{Layer, Recipe, Source, configuration, document, is_called, layer, parse, proper, undecided};
 use crate::image::digest::Digest;
 use crate::image::layer::Form;
 
@@ -25,9 +25,9 @@ struct Image {
 impl Image {
     fn names(&self) -> Vec<String> {
         let id = || self.config.rsplit('/').next().unwrap_or_default().trim_end_matches(".json");
-        match &self.repo_tags {
-            Some(tags) if !tags.is_empty() => tags.clone(),
-            _ => vec![id().get(..12).unwrap_or(id()).to_owned()],
+        match proper(self.repo_tags.iter().flatten().cloned()) {
+            tags if !tags.is_empty() => tags,
+            _ => proper([id().get(..12).unwrap_or(id()).to_owned()]),
         }
     }
 }

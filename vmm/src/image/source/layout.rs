@@ -8,10 +8,11 @@ use base::{Fail, Result, Why};
 use serde::Deserialize;
 
 use super::files::Files;
-use super::{Layer, Recipe, Source, configuration, document, is_called, layer, parse, undecided};
+use super::{Layer, Recipe, Source, configuration, document, is_called, layer, parse, proper, undecided};
 use crate::image::digest::Digest;
 use crate::image::layer::Form;
 use crate::image::tree::shown;
+use crate::quote;
 
 const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -78,7 +79,7 @@ struct Manifest {
 impl Descriptor {
     fn names(&self) -> Vec<String> {
         let annotations = self.annotations.as_ref();
-        NAMES.iter().filter_map(|name| annotations?.get(*name).cloned()).collect()
+        proper(NAMES.iter().filter_map(|name| annotations?.get(*name).cloned()))
     }
 
     fn is_note(&self) -> bool {
@@ -140,7 +141,7 @@ impl Layout {
                 .map(|platform| format!("{}/{}", platform.os, platform.architecture))
                 .collect();
             return Err(Fail::new(Why::Unsupported, format!("use image {}", self.0.label()))
-                .because(format!("it is for {}", platforms.join(", ")))
+                .because(format!("it is for {}", quote::line(platforms.join(", ").as_bytes())))
                 .hint("machines here are linux/amd64"));
         };
         if INDEXES.contains(&found.media_type.as_str()) {
@@ -159,7 +160,8 @@ impl Layout {
         if known.contains(&of.media_type.as_str()) {
             return Ok(());
         }
-        let cause = format!("{} has the unknown media type {}", of.digest, shown(of.media_type.as_bytes()));
+        let digest = quote::line(of.digest.as_bytes());
+        let cause = format!("{digest} has the unknown media type {}", shown(of.media_type.as_bytes()));
         Err(self.fail(cause).hint(format!("known here is {}", known.join(", "))))
     }
 }

@@ -16,9 +16,12 @@ use super::config::Config;
 use super::decode::{self, Packing};
 use super::digest::Digest;
 use super::layer::Form;
+use crate::quote;
 
 /// Longest document in JSON.
 const DOCUMENT_MAX: u64 = 8 << 20;
+/// Longest name of an image.
+const NAME_MAX: usize = 256;
 
 /// A source of images.
 pub trait Source {
@@ -108,9 +111,22 @@ pub fn damaged(doing: impl Into<String>, cause: std::io::Error) -> Fail {
     }
 }
 
+/// Those of an image's names that can be shown and typed: what it calls itself goes to terminals.
+fn proper(names: impl IntoIterator<Item = String>) -> Vec<String> {
+    let good = |name: &String| {
+        (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    names.into_iter().filter(good).collect()
+}
+
+/// What is done with a file of an image, whose place the image says itself.
+fn reading(files: &dyn Files, place: &str) -> String {
+    format!("read {} of image {}", quote::line(place.as_bytes()), files.label())
+}
+
 /// A document of JSON among `files`; its digest has to be what was promised.
 fn document(files: &dyn Files, place: &str, promised: Option<Digest>) -> Result<Vec<u8>> {
-    let doing = || format!("read {place} of image {}", files.label());
+    let doing = || reading(files, place);
     let file = files.open(place).map_err(|cause| damaged(doing(), cause))?;
     let Some((stream, len)) = file else {
         return Err(Fail::new(Why::Invalid, doing()).because("it is not there"));
@@ -131,12 +147,12 @@ fn document(files: &dyn Files, place: &str, promised: Option<Digest>) -> Result<
 
 /// Reads a document as what it has to be.
 fn parse<T: serde::de::DeserializeOwned>(files: &dyn Files, place: &str, bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).doing(Why::Invalid, || format!("read {place} of image {}", files.label()))
+    serde_json::from_slice(bytes).doing(Why::Invalid, || reading(files, place))
 }
 
 /// The bytes of a layer among `files`.
 fn layer<'a>(files: &'a dyn Files, layer: &Layer) -> Result<Box<dyn Read + 'a>> {
-    let doing = || format!("read {} of image {}", layer.place, files.label());
+    let doing = || reading(files, &layer.place);
     match files.open(&layer.place).map_err(|cause| damaged(doing(), cause))? {
         Some((stream, _)) => Ok(stream),
         None => Err(Fail::new(Why::Invalid, doing()).because("it is not there")),
@@ -154,8 +170,9 @@ fn configuration(
     let config: Config = parse(files, place, bytes)?;
     let fits = |found: &str, wanted: &str| found.is_empty() || found == wanted;
     if !fits(&config.os, "linux") || !fits(&config.architecture, "amd64") {
+        let machine = format!("{}/{}", config.os, config.architecture);
         return Err(Fail::new(Why::Unsupported, doing())
-            .because(format!("it is for {}/{}", config.os, config.architecture))
+            .because(format!("it is for {}", quote::line(machine.as_bytes())))
             .hint("machines here are linux/amd64"));
     }
     let unpacked = config.rootfs.diff_ids.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>();
@@ -180,6 +197,7 @@ pub(super) fn is_called(asked: &str, name: &str) -> bool {
 
 /// The failure to choose among images: `names` are there.
 fn undecided(label: &str, asked: Option<&str>, names: &[String]) -> Fail {
+    let names: Vec<String> = names.iter().map(|name| quote::line(name.as_bytes())).collect();
     let list = names.join(", ");
     match asked {
         _ if names.is_empty() => Fail::new(Why::Invalid, format!("use image {label}"))

@@ -38,7 +38,7 @@ impl Source for Tarball {
                 .hint(format!("--image {}", self.0.display())));
         }
         let (id, size) = Digesting::new(self.file()?).finish().doing(Why::Host, || self.doing())?;
-        let called = self.0.file_name().unwrap_or_default().display().to_string();
+        let called = crate::quote::line(self.0.file_name().unwrap_or_default().as_encoded_bytes());
         let layer = Layer { place: called.clone(), digest: Some(id), size: Some(size), unpacked: None };
         Ok(Recipe {
             id,

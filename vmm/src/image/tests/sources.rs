@@ -319,3 +319,31 @@ fn what_nobody_knows_is_named() {
     assert!(told(&junk, None).starts_with("read image D/junk: it is no archive"));
     assert!(told(&dir.path().join("none"), None).starts_with("read image D/none: No such file"));
 }
+
+/// What an image says of itself is shown on terminals.
+#[test]
+fn no_name_of_an_image_commands_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = "a\u{1b}[2Jb\nerror: c";
+    let layout = Layout::default().named(bad, &[layer("a")], &config());
+    let path = layout.write(&dir.path().join("one"));
+    assert_eq!(recipe(&path, None).unwrap().names, Vec::<String>::new());
+    let cache = Cache::at(&dir.path().join("cache"));
+    let kept = find(path.to_str().unwrap(), &cache).unwrap().unpack().unwrap();
+    assert_eq!(kept.names, ["one"], "that of the file, which the user gave");
+    let mut foreign = layout.clone();
+    foreign.manifests[0]["platform"] = json!({"os": bad, "architecture": "d"});
+    let text = told(&foreign.write(&dir.path().join("foreign")), None);
+    assert!(text.starts_with("use image D/foreign: it is for a[2Jb error: c/d\n"), "{text:?}");
+
+    let docker = |image: Value| {
+        let manifest =
+            BTreeMap::from([("manifest.json".to_owned(), json!([image]).to_string().into_bytes())]);
+        let path = dir.path().join("docker.tar");
+        std::fs::write(&path, archive(&manifest)).unwrap();
+        path
+    };
+    let path = docker(json!({"Config": bad, "RepoTags": [bad, "good:1", "x".repeat(300)], "Layers": []}));
+    assert_eq!(told(&path, None), "read a[2Jb error: c of image D/docker.tar: it is not there");
+    assert!(told(&path, Some("none")).contains(": it has good:1\n"), "{}", told(&path, Some("none")));
+}
