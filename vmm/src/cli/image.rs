@@ -92,7 +92,7 @@ fn list(cache: &Cache, json: bool) -> String {
     };
     let mut text = row("NAME", "DIGEST", "SIZE", "USED");
     for (kept, used) in &all {
-        let used = if cache.is_used(kept.id) { "now".to_owned() } else { ago(*used) };
+        let used = if cache.is_running(kept.id) { "now".to_owned() } else { ago(*used) };
         let digest = kept.id.hex();
         let digest = digest.get(..12).unwrap_or_default();
         let size = size(cache.size(kept.id));
@@ -111,7 +111,7 @@ fn object(cache: &Cache, kept: &Kept, used: SystemTime) -> serde_json::Value {
         "names": kept.names,
         "bytes": cache.size(kept.id),
         "used": seconds,
-        "running": cache.is_used(kept.id),
+        "running": cache.is_running(kept.id),
     })
 }
 

@@ -19,7 +19,7 @@ use super::ext4::Image;
 use super::layer::{self, Store as _};
 use super::source::{Recipe, Source, damaged};
 use super::tree::{Kind, Meta, Tree};
-use crate::log;
+use crate::{kernels, log, quote};
 
 /// What images look like. One of another look is made anew.
 const LOOK: u32 = 1;
@@ -58,13 +58,39 @@ struct Note {
     execution: Execution,
 }
 
-/// What is written down of a file that images come from: as long as it looks the same, it is the same.
-#[derive(PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
+/// What a file looks like: as long as that is the same, the file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Look {
     len: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+/// What is written down of a file that images come from.
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    #[serde(flatten)]
+    look: Look,
     id: String,
+}
+
+impl Look {
+    /// That of the file at a path.
+    pub fn at(path: &Path) -> Option<Look> {
+        let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        Some(Look {
+            len: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+
+    /// Whether what was read of a file meanwhile is what it holds `now`, in seconds since 1970, when it looks like `after`. One
+    /// that has just been written to may be written to again without its times telling it.
+    pub fn is_settled(self, after: Option<Look>, now: u64) -> bool {
+        let old = self.changed.0.saturating_add(2) < i64::try_from(now).unwrap_or(0);
+        old && after == Some(self)
+    }
 }
 
 impl Cache {
@@ -73,13 +99,7 @@ impl Cache {
     /// # Errors
     /// Nobody says where it is.
     pub fn find() -> Result<Cache> {
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let top = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-        top.filter(|top| top.is_absolute()).map(|top| Cache(top.join("mayfly/images"))).ok_or_else(|| {
-            Fail::new(Why::Missing, "find the cache for images")
-                .because("neither XDG_CACHE_HOME nor HOME is set to a directory")
-                .hint("set XDG_CACHE_HOME to a directory that can be written")
-        })
+        kernels::cache::home().map(|home| Cache(home.join("images")))
     }
 
     /// The one in a directory.
@@ -101,7 +121,7 @@ impl Cache {
         let hint = if full {
             "make room there (mayfly image list, mayfly image rm), or set XDG_CACHE_HOME to another place"
         } else {
-            "set XDG_CACHE_HOME to a directory that can be written"
+            kernels::cache::ELSEWHERE
         };
         Fail::new(base::fail::why_of(&cause), format!("fill the cache {}", self.0.display()))
             .because(cause)
@@ -130,6 +150,16 @@ impl Cache {
     /// Bytes that an image takes on the disk.
     pub fn size(&self, id: Digest) -> u64 {
         fs::metadata(self.root(id)).map_or(0, |found| found.blocks() * 512)
+    }
+
+    /// Whether a machine that this process sees runs on an image. Unlike [`Cache::is_used`] it takes no lock unless somebody
+    /// else has one, which a machine that starts at this moment would take for another's.
+    pub fn is_running(&self, id: Digest) -> bool {
+        let Ok(found) = fs::metadata(self.root(id)) else { return false };
+        // `1: FLOCK ADVISORY READ PID MAJOR:MINOR:INODE 0 EOF`, proc_locks(5). Some file systems say another device there.
+        let (listed, inode) = (fs::read_to_string("/proc/locks"), format!(":{}", found.ino()));
+        let is_listed = |locks: String| locks.split_ascii_whitespace().any(|word| word.ends_with(&inode));
+        listed.map_or(true, is_listed) && self.is_used(id)
     }
 
     /// Whether a machine runs on an image.
@@ -237,7 +267,7 @@ impl Cache {
         for layer in &recipe.layers {
             let doing = || match layer.digest {
                 Some(digest) => format!("unpack {digest} of image {label}"),
-                None => format!("unpack {} of image {label}", layer.place),
+                None => format!("unpack {} of image {label}", quote::line(layer.place.as_bytes())),
             };
             let stream = source.open(layer)?;
             let mut packed = Digesting::new(stream);
@@ -286,15 +316,16 @@ impl Cache {
         let text = fs::read(self.0.join(SEEN).join(key(path, name))).ok()?;
         let seen: Seen = serde_json::from_slice(&text).ok()?;
         let id: Digest = seen.id.parse().ok()?;
-        (look_at(path, id)? == seen).then(|| self.get(id))?
+        (Look::at(path)? == seen.look).then(|| self.get(id))?
     }
 
-    /// Writes down which image came out of a file. One that has just been written to may be written to again without its
-    /// times telling it.
-    pub fn remember(&self, path: &Path, name: Option<&str>, id: Digest) {
+    /// Writes down which image came out of a file, if it still looks as it did before it was read.
+    pub fn remember(&self, path: &Path, name: Option<&str>, look: Look, id: Digest) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let old = |seen: &Seen| seen.changed.0.saturating_add(2) < i64::try_from(now.as_secs()).unwrap_or(0);
-        let Some(seen) = look_at(path, id).filter(old) else { return };
+        if !look.is_settled(Look::at(path), now.as_secs()) {
+            return;
+        }
+        let seen = Seen { look, id: id.to_string() };
         let dir = self.0.join(SEEN);
         // It only saves time.
         let _ = fs::create_dir_all(&dir)
@@ -343,14 +374,4 @@ fn furnish(tree: &mut Tree, image: &mut Image, execution: &Execution) -> io::Res
 fn key(path: &Path, name: Option<&str>) -> String {
     let text = [path.as_os_str().as_encoded_bytes(), b"\0", name.unwrap_or_default().as_bytes()].concat();
     Digest::of(&text).hex()
-}
-
-fn look_at(path: &Path, id: Digest) -> Option<Seen> {
-    let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    Some(Seen {
-        len: found.len(),
-        modified: (found.mtime(), found.mtime_nsec()),
-        changed: (found.ctime(), found.ctime_nsec()),
-        id: id.to_string(),
-    })
 }

@@ -17,10 +17,12 @@ use std::path::{Path, PathBuf, absolute};
 
 use base::{Doing, Fail, Result, Why};
 
+use self::cache::Look;
 pub use self::cache::{Cache, Kept};
 pub use self::config::Execution;
 pub use self::digest::Digest;
 use self::source::{Recipe, Source};
+use crate::quote;
 
 /// Fewest digits of a digest that name an image.
 const DIGITS_MIN: usize = 6;
@@ -35,6 +37,8 @@ pub struct Found {
     from: Option<(Box<dyn Source>, Recipe)>,
     /// The file or directory, and the name in it.
     path: Option<(PathBuf, Option<String>)>,
+    /// What the file looked like before anything was read of it.
+    look: Option<Look>,
 }
 
 /// Finds an image: `PATH`, `PATH#NAME` where there are several in one, or the name or digest of one in the cache. Unpacks nothing.
@@ -51,8 +55,8 @@ pub fn find(reference: &str, cache: &Cache) -> Result<Found> {
         return Err(Fail::new(Why::Usage, "find an image: it has no name")
             .hint("name a file or a directory: --image busybox.tar"));
     }
-    let found =
-        Found { cache: cache.clone(), label: reference.to_owned(), kept: None, from: None, path: None };
+    let label = reference.to_owned();
+    let found = Found { cache: cache.clone(), label, kept: None, from: None, path: None, look: None };
     if name.is_none() && !Path::new(path).exists() {
         return match in_cache(path, cache)? {
             Some(kept) => Ok(Found { kept: Some(kept), ..found }),
@@ -66,18 +70,19 @@ pub fn find(reference: &str, cache: &Cache) -> Result<Found> {
     if let Some(kept) = cache.recall(&path, name) {
         return Ok(Found { kept: Some(kept), path: place, ..found });
     }
+    let look = Look::at(&path);
     let source = source::find(&path)?;
     let mut recipe = source.choose(name)?;
     if recipe.names.is_empty() {
-        recipe.names.push(path.file_name().unwrap_or_default().display().to_string());
+        recipe.names.push(quote::line(path.file_name().unwrap_or_default().as_encoded_bytes()));
     }
-    Ok(Found { from: Some((source, recipe)), path: place, ..found })
+    Ok(Found { from: Some((source, recipe)), path: place, look, ..found })
 }
 
 /// An image that is in the cache.
 pub fn kept(kept: Kept, cache: &Cache) -> Found {
     let label = kept.id.to_string();
-    Found { cache: cache.clone(), label, kept: Some(kept), from: None, path: None }
+    Found { cache: cache.clone(), label, kept: Some(kept), from: None, path: None, look: None }
 }
 
 /// An image of the cache, by a name of it or the beginning of its digest.
@@ -138,8 +143,8 @@ impl Found {
             (None, None) => return Err(Fail::new(Why::Missing, format!("find image {}", self.label))),
         };
         self.cache.touch(&kept);
-        if let (Some((path, name)), true) = (&self.path, self.from.is_some()) {
-            self.cache.remember(path, name.as_deref(), kept.id);
+        if let (Some((path, name)), Some(look)) = (&self.path, self.look) {
+            self.cache.remember(path, name.as_deref(), look, kept.id);
         }
         Ok(kept)
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::sources::{Layout, gzip, layer};
 use super::*;
+use crate::image::cache::Look;
 use crate::image::{Cache, Kept, find, in_cache};
 
 fn unpack(path: &Path, cache: &Cache) -> Kept {
@@ -66,6 +67,21 @@ fn a_file_is_read_again_when_it_has_changed() {
 }
 
 #[test]
+fn a_file_that_changes_while_it_is_read_is_not_kept_in_mind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("root.tar");
+    std::fs::write(&path, layer("a")).unwrap();
+    let before = Look::at(&path).unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!(before.is_settled(Some(before), now + 60));
+    assert!(!before.is_settled(Some(before), now), "it has just been written");
+    age(&path);
+    let other = Look::at(&path);
+    assert!(other.is_some() && !before.is_settled(other, now + 60), "its time is another");
+    assert!(!before.is_settled(None, now + 60) && Look::at(dir.path()).is_none());
+}
+
+#[test]
 fn what_a_killed_run_has_left_goes_and_two_at_once_make_one() {
     let dir = tempfile::tempdir().unwrap();
     let place = dir.path().join("cache");
@@ -104,6 +120,7 @@ fn images_are_listed_by_use_and_removed() {
     let machine = std::fs::File::open(cache.root(old.id)).unwrap();
     machine.lock_shared().unwrap();
     assert!(cache.is_used(old.id) && !cache.is_used(new.id));
+    assert!(cache.is_running(old.id) && !cache.is_running(new.id));
     cache.remove(new.id).unwrap();
     assert_eq!(cache.all().len(), 1);
     let gone = cache.remove(new.id).unwrap_err().to_string();
