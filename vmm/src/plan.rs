@@ -194,9 +194,8 @@ impl Plan {
     fn check(&self) -> Result<()> {
         let usage = |doing: String, cause: String| Err(Fail::new(Why::Usage, doing).because(cause));
         if self.kernel.as_os_str().is_empty() {
-            return Err(
-                Fail::new(Why::Usage, "find out what to boot: no kernel is named").hint("pass --kernel FILE")
-            );
+            return Err(Fail::new(Why::Usage, "find out what to boot: no kernel is named")
+                .hint("pass --kernel FILE, or a command: mayfly run -- uname -a"));
         }
         if !(1..=CPUS_MAX).contains(&self.cpus) {
             return usage(

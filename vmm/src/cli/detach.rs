@@ -40,7 +40,7 @@ pub fn flags(run: Clap) -> Clap {
         .arg(switch("detach").short('d').help(
             "Leave the VM in the background once it is up, and print its name; `mayfly logs` shows its output",
         ))
-        .arg(switch("rm").requires("detach").help("With -d: keep neither its exit code nor its output"))
+        .arg(switch("rm").help("Keep neither its exit code nor its output; without -d nothing is kept anyway"))
         .arg(switch(DETACHED).hide(true).help("This is the process in the background"))
 }
 

@@ -103,17 +103,18 @@ fn usage(error: &clap::Error, words: &[OsString]) -> u8 {
     }
 }
 
-/// What a bare word after `run` was meant for if no kernel is named: the kernel, which other programs take so.
+/// What a bare word after `run` was meant for: the command, which docker takes so, or the kernel, if none is named.
 fn astray(error: &clap::Error, words: &[OsString]) -> Option<String> {
     let named = words.iter().any(|word| word.as_encoded_bytes().starts_with(b"--kernel"));
     match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(word))
             if error.kind() == ErrorKind::UnknownArgument
                 && names::typed(words) == Some("run")
-                && !named
                 && !word.starts_with('-') =>
         {
-            Some(format!("a kernel is passed as --kernel {word}"))
+            let kernel =
+                if named { String::new() } else { format!("a kernel is passed as --kernel {word}, ") };
+            Some(format!("{kernel}a command after --: mayfly run -- {word}"))
         }
         _ => None,
     }

@@ -16,7 +16,10 @@ fn complaint(json: &str) -> String {
 #[test]
 fn an_empty_plan_has_the_defaults_and_needs_a_kernel() {
     assert_eq!(plan("{}").unwrap(), Plan::default());
-    assert_eq!(complaint("{}"), "find out what to boot: no kernel is named\n  hint: pass --kernel FILE");
+    assert_eq!(
+        complaint("{}"),
+        "find out what to boot: no kernel is named\n  hint: pass --kernel FILE, or a command: mayfly run -- uname -a"
+    );
 }
 
 #[test]
