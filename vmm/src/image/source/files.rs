@@ -177,9 +177,10 @@ fn is_of_image(name: &str) -> bool {
         "blobs" => true,
         "oci-layout" | "index.json" | "manifest.json" | "repositories" => rest.is_empty(),
         _ => {
-            let bare = first.strip_suffix(".json").or(first.strip_suffix(".tar")).unwrap_or(first);
-            // The same with the kind of digest before it, as podman writes it.
-            is_id(bare.strip_prefix("sha256:").unwrap_or(bare))
+            // As docker, and with packed layers crane and jib, name them; podman puts the kind of digest before.
+            let ends = [".json", ".tar", ".tar.gz"];
+            let bare = ends.iter().find_map(|end| first.strip_suffix(end)).unwrap_or(first);
+            is_id(bare.strip_prefix("sha256:").unwrap_or(bare)) || name == "config.json"
         }
     }
 }
