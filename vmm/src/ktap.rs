@@ -3,13 +3,15 @@
 //! KTAP version 1 is Documentation/dev-tools/ktap.rst of Linux; TAP 13 and 14 are at testanything.org. What the guest says is a
 //! claim: whatever it is, what is kept of it is bounded, and the rest counted.
 
+mod level;
 mod line;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use memchr::{memchr, memmem, memrchr};
 use serde::Serialize;
 
+use self::level::Level;
 use self::line::{Element, Item};
 use crate::quote;
 
@@ -88,22 +90,34 @@ impl Tests {
     }
 }
 
-/// Listens for results. Nothing before a line with a version or a plan (`1..3`) is taken for one.
+/// Where a listener stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// There was nothing yet.
+    #[default]
+    Outside,
+    /// There was a first result: a plan may come at the end, and without one it was none.
+    Perhaps,
+    /// There was a version or a plan.
+    Inside,
+}
+
+/// Listens for results. Nothing is one without a version before it, or a plan (`1..3`) before or after.
 #[derive(Clone, Debug, Default)]
 pub struct Listener {
     /// What has come of the present line.
     line: Vec<u8>,
-    /// There has been a beginning.
-    inside: bool,
+    stage: Stage,
     /// Results with the columns they stand in: those of a larger one belong to the next of a smaller one.
     open: Vec<(usize, Case)>,
+    /// How many of them belong to nothing that follows.
+    settled: usize,
     failures: usize,
     /// What was said since the last result.
     said: VecDeque<String>,
     room: usize,
-    /// What the outermost level promised, and what came.
-    planned: Option<u64>,
-    seen: u64,
+    /// What was promised, and what came, by column.
+    levels: BTreeMap<usize, Level>,
     /// Those that are counted and not kept.
     beyond: Tests,
 }
@@ -118,7 +132,7 @@ impl Listener {
         self.hear(&line);
         let whole = memrchr(b'\n', rest).map_or(0, |last| last + 1);
         let (mut lines, tail) = rest.split_at(whole);
-        if !self.inside {
+        if self.stage == Stage::Outside {
             lines = beginning(lines);
         }
         while let Some(end) = memchr(b'\n', lines) {
@@ -138,27 +152,27 @@ impl Listener {
     pub fn hear(&mut self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let text = text.trim_end_matches(['\n', '\r']);
-        let Item { column, element } = line::read(text, self.inside);
+        let inside = self.stage == Stage::Inside;
+        let lax = |column| inside && (column == 0 || self.levels.get(&column).is_some_and(Level::is_lax));
+        let Item { column, element } = line::read(text, lax);
         match element {
-            Element::Version => {
-                if column == 0 {
-                    self.settle();
-                }
-                self.inside = true;
-            }
-            Element::Plan(count) => {
-                if column == 0 {
-                    self.inside = true;
-                    // A second plan without a version before it is a second document all the same.
-                    if self.planned.is_some() {
-                        self.settle();
+            Element::Version => self.begin(column),
+            Element::Plan(count) => self.plan(column, count),
+            Element::Result { number, verdict, name, reason } => {
+                if self.stage == Stage::Outside {
+                    if column > 0 || number != Some(1) {
+                        return;
                     }
-                    self.planned = Some(count);
+                    self.stage = Stage::Perhaps;
                 }
+                self.count(column, number);
+                self.conclude(column, verdict, name, reason);
             }
-            _ if !self.inside => {}
-            Element::Result { verdict, name, reason } => self.conclude(column, verdict, name, reason),
-            Element::BailOut(reason) => self.conclude(column, Verdict::Failed, "Bail out!", reason),
+            _ if self.stage == Stage::Outside => {}
+            Element::BailOut(reason) => {
+                self.level(column).give_up();
+                self.conclude(column, Verdict::Failed, "Bail out!", reason);
+            }
             Element::Text(text) => {
                 if self.said.len() >= DIAGNOSTICS {
                     self.said.pop_front();
@@ -169,11 +183,52 @@ impl Listener {
         }
     }
 
+    fn level(&mut self, column: usize) -> &mut Level {
+        self.levels.entry(column).or_default()
+    }
+
+    fn begin(&mut self, column: usize) {
+        if self.stage == Stage::Perhaps {
+            *self = Listener::default();
+        }
+        self.stage = Stage::Inside;
+        if column == 0 {
+            self.settle();
+        }
+        self.level(column).begin();
+    }
+
+    fn plan(&mut self, column: usize, count: u64) {
+        if column == 0 {
+            self.stage = Stage::Inside;
+            if self.level(0).is_planned() {
+                self.settle();
+            }
+        }
+        if self.stage != Stage::Outside {
+            self.level(column).plan(count);
+        }
+    }
+
+    fn count(&mut self, column: usize, number: Option<u64>) {
+        if self.level(column).is_over(number) {
+            match column {
+                0 => self.settle(),
+                _ => self.level(column).end(),
+            }
+        }
+        self.level(column).count(number);
+    }
+
     /// Takes a result, and those under it.
     fn conclude(&mut self, column: usize, verdict: Verdict, name: &str, reason: &str) {
         let (name, reason) = (quote::line(name.as_bytes()), quote::line(reason.as_bytes()));
-        if column == 0 {
-            self.seen = self.seen.saturating_add(1);
+        for (under, mut level) in self.levels.split_off(&(column + 1)) {
+            level.end();
+            // One that was skipped or has failed says itself why not all came.
+            if let Some(short) = level.take_short().filter(|_| verdict == Verdict::Passed) {
+                self.keep(under, Verdict::Failed, "plan".into(), short);
+            }
         }
         let first = self.open.iter().rposition(|(other, _)| *other <= column).map_or(0, |at| at + 1);
         let (mut any, mut failed) = (false, false);
@@ -186,11 +241,17 @@ impl Listener {
                 case.suite.insert_str(0, &format!("{name}{dot}"));
             }
         }
-        let said: Vec<String> = std::mem::take(&mut self.said).into();
         // A suite is told of by its tests; one that failed without any of them is a failure of its own.
         if any && (failed || verdict != Verdict::Failed) {
+            self.said.clear();
             return;
         }
+        self.keep(column, verdict, name, reason);
+    }
+
+    /// Keeps a result, or counts it where there are too many.
+    fn keep(&mut self, column: usize, verdict: Verdict, name: String, reason: String) {
+        let said: Vec<String> = std::mem::take(&mut self.said).into();
         let full = self.open.len() >= KEPT;
         let dropped = match verdict {
             Verdict::Failed => self.failures >= FAILURES && full,
@@ -213,20 +274,28 @@ impl Listener {
 
     /// The end of a document: what was promised has to have come.
     fn settle(&mut self) {
-        if let Some(planned) = self.planned.take().filter(|planned| *planned > self.seen) {
-            let reason = format!("{} of {planned} results came", self.seen);
-            self.conclude(0, Verdict::Failed, "plan", &reason);
-        }
         // What is left open stands for itself, and belongs to nothing that follows.
-        self.open.iter_mut().for_each(|(column, _)| *column = 0);
+        self.open.iter_mut().skip(self.settled).for_each(|(column, _)| *column = 0);
+        let mut levels = std::mem::take(&mut self.levels);
+        for level in levels.values_mut() {
+            level.end();
+            if let Some(short) = level.take_short() {
+                self.keep(0, Verdict::Failed, "plan".into(), short);
+            }
+        }
+        levels.retain(|column, _| *column == 0);
+        self.levels = levels;
         self.said.clear();
-        self.seen = 0;
+        self.settled = self.open.len();
     }
 
     /// All results.
     pub fn tests(mut self) -> Tests {
         let line = std::mem::take(&mut self.line);
         self.hear(&line);
+        if self.stage != Stage::Inside {
+            return Tests::default();
+        }
         self.settle();
         let mut tests = self.beyond;
         for (_, case) in self.open {
@@ -242,9 +311,12 @@ impl Listener {
 fn beginning(lines: &[u8]) -> &[u8] {
     let from_line = |at: usize| memrchr(b'\n', lines.get(..at).unwrap_or_default()).map_or(0, |at| at + 1);
     let version = memmem::find(lines, b"TAP version ").map(from_line);
-    let plan =
-        if lines.starts_with(b"1..") { Some(0) } else { memmem::find(lines, b"\n1..").map(|at| at + 1) };
-    let first = version.into_iter().chain(plan).min();
+    let others = ["\n1..", "\nok ", "\nnot ok "].into_iter().filter_map(|word| {
+        let word = word.as_bytes();
+        let at_once = word.get(1..).is_some_and(|word| lines.starts_with(word));
+        if at_once { Some(0) } else { memmem::find(lines, word).map(|at| at + 1) }
+    });
+    let first = version.into_iter().chain(others).min();
     first.and_then(|at| lines.get(at..)).unwrap_or_default()
 }
 

@@ -21,6 +21,8 @@ pub enum Element<'a> {
     Plan(u64),
     /// A result.
     Result {
+        /// Which one it is.
+        number: Option<u64>,
         /// What came of it.
         verdict: Verdict,
         /// The name of the test.
@@ -36,16 +38,16 @@ pub enum Element<'a> {
     Nothing,
 }
 
-/// Reads a line. `inside` a document, a result of the outermost level needs no number: TAP leaves it out, KTAP does not.
-pub fn read(line: &str, inside: bool) -> Item<'_> {
+/// Reads a line. In a column that is `lax` a result needs no number: TAP leaves it out, KTAP does not.
+pub fn read(line: &str, lax: impl Fn(usize) -> bool) -> Item<'_> {
     let (mut column, mut marked, mut rest) = (0, false, line);
     loop {
         let text = rest.trim_start_matches(' ');
         column += rest.len() - text.len();
-        let found = element(text, inside && column == 0);
+        let found = element(text, lax(column.min(DEEPEST)));
         match text.strip_prefix("# ") {
             // kselftest puts `# ` before what its tests write.
-            Some(under) if found.is_none() && leads_on(under) => {
+            Some(under) if found.is_none() && leads_on(under, column + 2, &lax) => {
                 (column, marked, rest) = (column + 2, true, under)
             }
             _ => {
@@ -57,9 +59,10 @@ pub fn read(line: &str, inside: bool) -> Item<'_> {
 }
 
 /// Whether a remark holds a line of a test under it, after any number of further marks.
-fn leads_on(text: &str) -> bool {
+fn leads_on(text: &str, column: usize, lax: impl Fn(usize) -> bool) -> bool {
     let inner = text.trim_start_matches(['#', ' ']);
-    element(inner, false).is_some()
+    let column = column + (text.len() - inner.len());
+    element(inner, lax(column.min(DEEPEST))).is_some()
 }
 
 /// What a line without its indentation is, if it is more than text. Results without a number are `lax`.
@@ -94,13 +97,15 @@ fn result(text: &str, lax: bool) -> Option<Element<'_>> {
     // Older runners count as in `1..3`.
     let ranged = said.strip_prefix("..").map(|said| said.trim_start_matches(|c: char| c.is_ascii_digit()));
     match ranged.or(separate.then_some(said)) {
-        Some(said) if !number.is_empty() => Some(judge(passed, said.trim_start())),
-        _ => lax.then(|| judge(passed, rest)),
+        Some(said) if !number.is_empty() => {
+            Some(judge(passed, Some(number.parse().unwrap_or(u64::MAX)), said.trim_start()))
+        }
+        _ => lax.then(|| judge(passed, None, rest)),
     }
 }
 
 /// What came of a test, by what follows its number.
-fn judge(passed: bool, said: &str) -> Element<'_> {
+fn judge(passed: bool, number: Option<u64>, said: &str) -> Element<'_> {
     let said = said.strip_prefix("- ").unwrap_or(said);
     let bare = said.strip_prefix("# ").map(|remark| ("", remark));
     let (name, remark) = bare.or_else(|| said.split_once(" # ")).unwrap_or((said, ""));
@@ -120,7 +125,7 @@ fn judge(passed: bool, said: &str) -> Element<'_> {
         true => Verdict::Passed,
         false => Verdict::Failed,
     };
-    Element::Result { verdict, name, reason: remark }
+    Element::Result { number, verdict, name, reason: remark }
 }
 
 /// What a line that is no result is worth.

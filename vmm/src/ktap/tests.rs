@@ -173,6 +173,70 @@ fn a_plan_that_is_not_kept_is_a_failure() {
 }
 
 #[test]
+fn a_nested_plan_that_is_not_kept_is_a_failure() {
+    let of = |text: &str| told(&hear(&format!("TAP version 13\n1..1\n{text}")));
+    assert_eq!(
+        of("# TAP version 13\n# 1..3\n# ok 1 a\n# ok 2 b\nok 1 t\n"),
+        ["+ t|a|", "+ t|b|", "- t|plan|2 of 3 results came"]
+    );
+    assert_eq!(of("# TAP version 13\n# 1..3\nok 1 t\n"), ["- t|plan|0 of 3 results came"]);
+    assert_eq!(
+        of("    1..1\n        1..2\n        ok 1 a\n    ok 1 s\nok 1 t\n"),
+        ["+ t.s|a|", "- t.s|plan|1 of 2 results came"]
+    );
+    let two = "# TAP version 13\n# 1..2\n# ok 1 a\n# TAP version 13\n# 1..1\n# ok 1 b\nok 1 t\n";
+    assert_eq!(of(two), ["+ t|a|", "+ t|b|", "- t|plan|1 of 2 results came"]);
+    // What says itself that not all came has not to be told.
+    assert_eq!(
+        of("# 1..3\n# ok 1 a\n# ok 2 # SKIP no root\nok 1 t # SKIP\n"),
+        ["+ t|a|", "o t||SKIP no root"]
+    );
+    assert_eq!(of("# 1..3\n# ok 1 a\nnot ok 1 t # exit=139\n"), ["+ t|a|", "- |t|exit=139"]);
+    assert_eq!(of("# 1..2\n# ok a\n# not ok b\nok 1 t\n"), ["+ t|a|", "- t|b|"], "without numbers");
+    assert_eq!(of("# 1..10\nok 1 t\n"), ["+ |t|"], "just some text");
+    // The test is gone in the middle of it.
+    assert_eq!(hear("KTAP version 1\n    KTAP version 1\n    1..2\n    ok 1 a\n").failed, 1);
+}
+
+#[test]
+fn a_plan_may_come_at_the_end_of_what_has_no_version() {
+    let perl = "# Subtest: s\n    ok 1 - a\n    1..1\nok 1 - s\nnot ok 2 - b\n#   Failed test 'b'\n1..2\n";
+    assert_eq!(told(&hear(perl)), ["+ |s|", "- |b|"]);
+    assert_eq!(told(&hear("ok 1 - a\n1..1\nok 1 - b\n1..1\n")), ["+ |a|", "+ |b|"], "one after the other");
+    assert_eq!(hear("1..1\nok 1 - a\nok 1 - b\n1..1\n").failed, 0, "each in its way");
+    assert_eq!(told(&hear("ok 1 - a\n1..2\n")), ["+ |a|", "- |plan|1 of 2 results came"]);
+    let short = hear("1..3\nok 1 a\nok 2 b\nok 1 c\n1..1\n");
+    assert_eq!(told(&short), ["+ |a|", "+ |b|", "- |plan|2 of 3 results came", "+ |c|"]);
+    assert_eq!(told(&hear("not ok 1 stray\nTAP version 13\n1..1\nok 1 a\n")), ["+ |a|"]);
+    for text in ["1..10\n", "x\n1..10\ny\n"] {
+        assert_eq!(hear(text), Tests::default(), "{text:?}: just a line");
+    }
+    assert_eq!(hear("TAP version 13\n1..10\n").failed, 1);
+    assert_eq!(hear("1..1\nok 1 a\n1..10\n").failed, 1, "a second document");
+}
+
+#[test]
+fn among_results_with_numbers_others_do_not_keep_a_plan() {
+    let tests = hear("TAP version 13\n1..3\nok to go\nok 1 a\nok 2 b\nok then\n");
+    assert_eq!((tests.failed, tests.cases.last().unwrap().reason.as_str()), (1, "2 of 3 results came"));
+    assert_eq!(hear("1..4\nok\nok 2\nok\nok 4\n").failed, 0, "numbers leave room for them");
+    assert_eq!(hear("1..3\nok a\nok b\nok c\n").failed, 0);
+    assert_eq!(hear("1..3\nok 2 b\nok 1 a\nok 3 c\n").failed, 0, "not in order");
+}
+
+#[test]
+fn many_documents_take_no_longer_than_their_lines() {
+    let mut listener = Listener::default();
+    listener.feed(b"TAP version 13\n");
+    listener.feed(b"ok 1 x\n".repeat(KEPT).as_slice());
+    listener.feed(b"    ok 1 y\n");
+    listener.feed(b"TAP version 13\n".repeat(3).as_slice());
+    assert_eq!(listener.settled, listener.open.len());
+    let tests = listener.tests();
+    assert_eq!((tests.passed, tests.failed), (10_001, 0));
+}
+
+#[test]
 fn forms_of_old() {
     let tests = hear(
         "TAP version 13\nok - no number\nnot ok\nok 3\nok 1..4 selftests: x: y [PASS]\n\
