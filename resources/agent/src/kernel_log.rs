@@ -41,6 +41,13 @@ impl KernelLog {
     }
 }
 
+#[cfg(test)]
+impl From<OwnedFd> for KernelLog {
+    fn from(fd: OwnedFd) -> KernelLog {
+        KernelLog(fd)
+    }
+}
+
 impl AsFd for KernelLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -23,6 +23,8 @@ use crate::wire::{Decoder, FROM_HOST, Frame, MAX_DATA, Malformed, Outcome, Strea
 const HIGH: usize = 256 << 10;
 /// Servers of other wires at the most: a host that asks for more is not called.
 const OTHERS: usize = 64;
+/// An exit waits for what the kernel has said before, up to so many bytes: a kernel may never be quiet.
+const LOG: usize = 16 << 20;
 
 /// What a server needs to know of its surroundings.
 #[derive(Clone, Debug)]
@@ -62,6 +64,8 @@ struct Program {
     inflow: Inflow,
     outputs: [Output; 2],
     outcome: Option<Outcome>,
+    /// How much of the kernel's log was passed on when only this was left to do.
+    finished_at: Option<usize>,
 }
 
 /// Standard output or standard error.
@@ -91,6 +95,8 @@ pub struct Server {
     out: Backlog,
     programs: BTreeMap<u32, Program>,
     messages: Option<KernelLog>,
+    /// Bytes of the kernel's log that were passed on.
+    passed: usize,
     /// Servers of other wires.
     others: Vec<(Pid, OwnedFd)>,
     greeted: bool,
@@ -109,6 +115,7 @@ impl Server {
             out: Backlog::default(),
             programs: BTreeMap::new(),
             messages: options.messages.then(KernelLog::open).transpose()?,
+            passed: 0,
             options,
             others: Vec::new(),
             greeted: false,
@@ -148,7 +155,9 @@ impl Server {
                     Source::Stdin(id) => self.feed_stdin(id),
                     Source::Output(id) => self.read_outputs(id),
                     Source::Ended => self.reap(),
-                    Source::Messages => self.pass_messages(),
+                    Source::Messages => {
+                        self.pass_messages();
+                    }
                 }
             }
             self.finish();
@@ -192,13 +201,14 @@ impl Server {
         Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(s, _)| s).collect())
     }
 
-    /// Passes on what the kernel has said, as far as there is room.
-    fn pass_messages(&mut self) {
-        while self.out.len() < HIGH
-            && let Some(message) = self.messages.as_mut().and_then(KernelLog::take)
-        {
+    /// Passes on what the kernel has said, as far as there is room. Whether that is all.
+    fn pass_messages(&mut self) -> bool {
+        while self.out.len() < HIGH {
+            let Some(message) = self.messages.as_mut().and_then(KernelLog::take) else { return true };
+            self.passed = self.passed.saturating_add(message.text.len());
             self.send(&Frame::Message(message));
         }
+        self.messages.is_none()
     }
 
     fn send(&mut self, frame: &Frame) {
@@ -407,16 +417,17 @@ impl Server {
             .collect();
         for id in exited {
             self.read_outputs(id);
-            let done = |program: &Program| program.outputs.iter().all(|output| output.fd.is_none());
-            if !self.programs.get(&id).is_some_and(done) {
+            let done = |program: &&mut Program| program.outputs.iter().all(|output| output.fd.is_none());
+            let Some(program) = self.programs.get_mut(&id).filter(done) else { continue };
+            if program.finished_at.is_none() && self.options.sync {
+                rustix::fs::sync();
+            }
+            let since = *program.finished_at.get_or_insert(self.passed);
+            // What the kernel had to say of it comes before: if there is no room for it now, the wire makes some.
+            if !self.pass_messages() && self.passed.saturating_sub(since) < LOG {
                 continue;
             }
             if let Some(outcome) = self.programs.remove(&id).and_then(|program| program.outcome) {
-                if self.options.sync {
-                    rustix::fs::sync();
-                }
-                // What the kernel had to say of it comes before.
-                self.pass_messages();
                 self.send(&Frame::Exit { id, outcome });
             }
         }
@@ -436,6 +447,7 @@ impl Program {
             inflow: Inflow::default(),
             outputs: [output(Stream::Stdout, started.stdout), output(Stream::Stderr, started.stderr)],
             outcome: None,
+            finished_at: None,
         }
     }
 
@@ -478,3 +490,6 @@ fn outcome(status: WaitStatus) -> Outcome {
         (code, None) => Outcome::Code(code.map_or(u8::MAX, small)),
     }
 }
+
+#[cfg(test)]
+mod tests;
