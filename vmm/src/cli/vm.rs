@@ -14,7 +14,7 @@ pub use super::vm_flags::commands;
 use super::{complain, say};
 use crate::control::caller::{Caller, find};
 use crate::control::wire::Request;
-use crate::control::{Record, Registry, State};
+use crate::control::{Record, Registry, State, registry};
 use crate::outcome::{code, code_before_start};
 use crate::plan::{Period, Size};
 
@@ -58,7 +58,7 @@ pub fn told(done: Result<u8>) -> u8 {
 
 fn ps(matches: &ArgMatches) -> Result<u8> {
     let all = matches.get_flag("all");
-    let mut list = Registry::look().map_or_else(|| Ok(Vec::new()), |registry| registry.list())?;
+    let mut list = registry::list(&Registry::look())?;
     list.retain(|record| all || record.state == State::Running);
     if matches.get_flag("json") {
         let objects: Vec<Value> = list.iter().map(object).collect();
@@ -257,9 +257,9 @@ fn remove(name: &str, force: bool) -> Result<u8> {
             // It had nothing to leave.
             _ => return Ok(code),
         };
-        return Registry::make()?.remove(&record).map(|()| code);
+        return Registry::of(&record).remove(&record).map(|()| code);
     }
-    Registry::make()?.remove(&record)?;
+    Registry::of(&record).remove(&record)?;
     Ok(say(&format!("{name}\n")))
 }
 

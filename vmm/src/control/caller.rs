@@ -10,7 +10,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::Pid;
 use serde_json::Value;
 
-use super::registry::{Record, State, missing};
+use super::registry::{self, Record, Registry, State};
 use super::wire::{ANSWER, Request, read_answer};
 
 /// How long a VM may take for an answer: it waits for nobody, so one that takes longer hangs.
@@ -102,8 +102,5 @@ fn ended(name: &str) -> Fail {
 /// # Errors
 /// There is none.
 pub fn find(name: &str) -> Result<Record> {
-    match super::Registry::look() {
-        Some(registry) => registry.find(name),
-        None => Err(missing(name)),
-    }
+    registry::find(&Registry::look(), name)
 }

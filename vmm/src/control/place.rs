@@ -10,16 +10,21 @@ use rustix::process::geteuid;
 
 /// Where it can be, the first that serves. `xdg` is the user's runtime directory by its variable, `own_host` that this is an
 /// emulated host: its files are those of the machine around it, but for `/run`, and nobody there must find what is here.
+///
+/// The directory of a login goes with the last session of its user, so for root, who has a better place, it is none of the
+/// first, whatever the variable says.
 fn candidates(xdg: Option<PathBuf>, user: u32, own_host: bool) -> Vec<PathBuf> {
     let shared = PathBuf::from("/run/mayfly");
     if own_host {
         return vec![shared];
     }
-    let session = [xdg.filter(|xdg| xdg.is_absolute()), Some(format!("/run/user/{user}").into())];
-    let session = session.into_iter().flatten().filter(|above| is_own(above, user));
+    let login = PathBuf::from(format!("/run/user/{user}"));
+    let chosen = xdg.filter(|xdg| xdg.is_absolute() && *xdg != login && is_own(xdg, user));
+    let login = is_own(&login, user).then_some(login);
     let system = (user == 0).then_some(shared);
     let last = PathBuf::from(format!("/tmp/mayfly-{user}"));
-    session.map(|above| above.join("mayfly")).chain(system).chain([last]).collect()
+    let beneath = |above: PathBuf| above.join("mayfly");
+    chosen.map(beneath).into_iter().chain(system).chain(login.map(beneath)).chain([last]).collect()
 }
 
 /// Whether it is a directory of this user's.
@@ -54,9 +59,9 @@ pub fn make() -> Result<PathBuf> {
         .hint("set XDG_RUNTIME_DIR to a directory of yours"))
 }
 
-/// The runtime directory, if it is there.
-pub fn find() -> Option<PathBuf> {
-    all().into_iter().find(|path| rustix::fs::lstat(path).is_ok())
+/// The runtime directories that are there: after a login or a logout the next VM has another than the last.
+pub fn find() -> Vec<PathBuf> {
+    all().into_iter().filter(|path| rustix::fs::lstat(path).is_ok()).collect()
 }
 
 /// Opens a runtime directory; `None`: it is not there. In `/tmp` anybody can have made it, or a link in its place.
@@ -101,6 +106,8 @@ mod tests {
         assert_eq!(found.last().unwrap(), &PathBuf::from(format!("/tmp/mayfly-{user}")));
         let foreign = candidates(Some(own.path().into()), user + 1, false);
         assert_eq!(foreign, [PathBuf::from(format!("/tmp/mayfly-{}", user + 1))], "sudo keeps the variable");
+        let root = candidates(Some("/run/user/0".into()), 0, false);
+        assert_eq!(root[0], PathBuf::from("/run/mayfly"), "what goes with a login is not for VMs of root's");
         assert_eq!(candidates(Some("run".into()), 7, false), [PathBuf::from("/tmp/mayfly-7")]);
         assert_eq!(candidates(Some(own.path().into()), user, true), [PathBuf::from("/run/mayfly")]);
     }

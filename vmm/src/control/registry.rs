@@ -138,9 +138,14 @@ impl Registry {
         place::make().map(|path| Registry { path })
     }
 
-    /// The registry, if there is one.
-    pub fn look() -> Option<Registry> {
-        place::find().map(|path| Registry { path })
+    /// Those that are there: one more for each place that has been the first to serve.
+    pub fn look() -> Vec<Registry> {
+        place::find().into_iter().map(|path| Registry { path }).collect()
+    }
+
+    /// The one that a VM is in.
+    pub fn of(record: &Record) -> Registry {
+        Registry { path: record.path.parent().unwrap_or(Path::new("/")).to_owned() }
     }
 
     /// Keeps others from making and removing entries. What is done meanwhile takes microseconds; who holds the lock for longer
@@ -229,15 +234,6 @@ impl Registry {
         Ok(list)
     }
 
-    /// The VM called `name`.
-    ///
-    /// # Errors
-    /// There is none.
-    pub fn find(&self, name: &str) -> Result<Record> {
-        let found = self.list()?.into_iter().find(|record| record.name == name);
-        found.ok_or_else(|| missing(name))
-    }
-
     /// Removes what is left of a VM that has ended.
     ///
     /// # Errors
@@ -256,6 +252,41 @@ impl Registry {
         let doing = || format!("remove the VM {}", record.name);
         erase(&record.path).doing(Why::Host, doing)
     }
+}
+
+/// All VMs of some registries, by name. One that is not to be trusted, which in `/tmp` anybody can make, hides none of the others.
+///
+/// # Errors
+/// As the host answers, and no VM is found.
+pub fn list(registries: &[Registry]) -> Result<Vec<Record>> {
+    let mut list = Vec::new();
+    let mut refusal = None;
+    for registry in registries {
+        match registry.list() {
+            Ok(found) => list.extend(found),
+            Err(fail) => {
+                ::log::debug!("{fail}");
+                refusal = refusal.or(Some(fail));
+            }
+        }
+    }
+    match refusal {
+        Some(fail) if list.is_empty() => Err(fail),
+        _ => {
+            list.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok(list)
+        }
+    }
+}
+
+/// The VM called `name`; of two in different places the one that runs.
+///
+/// # Errors
+/// There is none.
+pub fn find(registries: &[Registry], name: &str) -> Result<Record> {
+    let mut found: Vec<_> = list(registries)?.into_iter().filter(|record| record.name == name).collect();
+    let running = found.iter().position(|record| record.state == State::Running);
+    if found.is_empty() { Err(missing(name)) } else { Ok(found.swap_remove(running.unwrap_or(0))) }
 }
 
 /// There is no VM of that name.

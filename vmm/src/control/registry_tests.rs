@@ -25,7 +25,7 @@ fn a_vm_is_there_as_long_as_its_entry() {
     let entry = registry.enter("b", &about(), false, Patience::Endless).unwrap();
     let other = registry.enter("a", &about(), false, Patience::Endless).unwrap();
     assert_eq!(names(&registry), ["a", "b"]);
-    let found = registry.find("b").unwrap();
+    let found = find(std::slice::from_ref(&registry), "b").unwrap();
     assert_eq!((&found.about, &found.state, found.lives()), (&about(), &State::Running, true));
     let told = registry.enter("b", &about(), false, Patience::Endless).err().unwrap().to_string();
     assert!(told.starts_with("call the VM b: there is a running VM of that name\n  hint: "), "{told}");
@@ -83,13 +83,14 @@ fn what_is_no_vms_stays() {
     drop(entry);
     let notes = registry.path.join("vm/notes");
     fs::write(&notes, "theirs").unwrap();
-    let told = registry.remove(&registry.find("vm").unwrap()).unwrap_err().to_string();
+    let told =
+        registry.remove(&find(std::slice::from_ref(&registry), "vm").unwrap()).unwrap_err().to_string();
     assert!(
         told.starts_with("remove the VM vm: ") && told.ends_with("/vm/notes is no file of a VM's"),
         "{told}"
     );
     fs::remove_file(&notes).unwrap();
-    registry.remove(&registry.find("vm").unwrap()).unwrap();
+    registry.remove(&find(std::slice::from_ref(&registry), "vm").unwrap()).unwrap();
     assert!(!registry.path.join("vm").exists());
 }
 
@@ -98,7 +99,7 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
     let (_above, registry) = registry();
     for keep in [true, false] {
         let mut entry = registry.enter("vm", &about(), keep, Patience::Endless).unwrap();
-        let record = registry.find("vm").unwrap();
+        let record = find(std::slice::from_ref(&registry), "vm").unwrap();
         let (tell, told) = channel();
         let waiter = std::thread::spawn(move || tell.send(record.wait().unwrap()).unwrap());
         entry.conclude("{\"exit_code\":7}").unwrap();
@@ -108,7 +109,7 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
         waiter.join().unwrap();
         assert_eq!(names(&registry).len(), usize::from(keep));
         if keep {
-            let record = registry.find("vm").unwrap();
+            let record = find(std::slice::from_ref(&registry), "vm").unwrap();
             assert_eq!(record.state, State::Ended(json!({"exit_code": 7})));
             assert!(!record.control().exists());
             let told = registry.enter("vm", &about(), keep, Patience::Endless).err().unwrap().to_string();
@@ -117,7 +118,7 @@ fn an_end_is_kept_where_it_is_to_be_and_told_to_who_waits_anyway() {
         }
     }
     let gone = registry.enter("vm", &about(), false, Patience::Endless).unwrap();
-    let record = registry.find("vm").unwrap();
+    let record = find(std::slice::from_ref(&registry), "vm").unwrap();
     drop(gone);
     assert_eq!(record.wait().unwrap(), None);
 }
@@ -130,8 +131,8 @@ fn who_removes_late_removes_nothing_else() {
         entry.conclude("{}").unwrap();
     };
     end();
-    let found = registry.find("vm").unwrap();
-    registry.remove(&registry.find("vm").unwrap()).unwrap();
+    let found = find(std::slice::from_ref(&registry), "vm").unwrap();
+    registry.remove(&find(std::slice::from_ref(&registry), "vm").unwrap()).unwrap();
     let next = registry.enter("vm", &about(), false, Patience::Endless).unwrap();
     let told = registry.remove(&found).unwrap_err().to_string();
     assert!(told.starts_with("find the VM vm: there is none of that name"), "{told}");
@@ -153,6 +154,28 @@ fn who_cannot_wait_does_without() {
     assert!(registry.path.join("a").exists());
     drop(held);
     assert!(names(&registry).is_empty(), "the next one clears away what it left");
+}
+
+#[test]
+fn vms_are_found_in_all_places() {
+    use std::os::unix::fs::PermissionsExt;
+    let made = [registry(), registry(), registry()];
+    let [(_, old), (_, foreign), (_, new)] = &made;
+    fs::set_permissions(&foreign.path, PermissionsExt::from_mode(0o755)).unwrap();
+    let places = [old, foreign, new].map(Clone::clone);
+    assert!(list(&places).is_err(), "there may be one that nobody sees");
+    let mut gone = old.enter("a", &about(), true, Patience::Endless).unwrap();
+    gone.conclude("{}").unwrap();
+    drop(gone);
+    let _first = new.enter("a", &about(), false, Patience::Endless).unwrap();
+    let _second = old.enter("b", &about(), false, Patience::Endless).unwrap();
+    let all = list(&places).unwrap();
+    assert_eq!(all.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["a", "a", "b"]);
+    let found = find(&places, "a").unwrap();
+    assert_eq!((&found.state, found.path.parent()), (&State::Running, Some(new.path.as_path())));
+    let ended = all.iter().find(|record| record.state != State::Running).unwrap();
+    Registry::of(ended).remove(ended).unwrap();
+    assert_eq!((names(old), names(new)), (vec!["b".to_owned()], vec!["a".to_owned()]));
 }
 
 #[test]
