@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::retry_on_intr;
@@ -126,14 +126,17 @@ impl Client {
     /// # Errors
     /// As there; or the guest cannot be set up, and says why.
     pub fn listening(wire: OwnedFd, patience: Duration, heard: Heard) -> io::Result<Client> {
-        let patience = Timespec::try_from(patience).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // Over all of it: a guest must not gain time with each byte.
+        let start = Instant::now();
         let mut decoder = Decoder::new(FROM_GUEST);
         let mut bytes = [0; 256];
         let greeting = loop {
             if let Some(frame) = decoder.next_frame()? {
                 break frame;
             }
-            if retry_on_intr(|| poll(&mut [PollFd::new(&wire, PollFlags::IN)], Some(&patience)))? == 0 {
+            let left = patience.saturating_sub(start.elapsed());
+            let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+            if retry_on_intr(|| poll(&mut [PollFd::new(&wire, PollFlags::IN)], Some(&left)))? == 0 {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             match retry_on_intr(|| rustix::io::read(&wire, &mut bytes))? {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use agent::client::{Client, Remote, Streams};
@@ -66,6 +67,12 @@ fn attempt(name: &str, matches: &ArgMatches) -> Result<u8> {
     let argv = words.map(text).collect::<Result<Vec<_>>>()?;
     // Before any thread is started, so that all of them leave the signals to one.
     let signals = signals::divert(&SIGNALS.map(Signal::as_raw)).doing(Why::Host, || "divert signals")?;
+    let running = Arc::new(OnceLock::new());
+    let slot = running.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || forward(&signals, &slot))
+        .doing(Why::Host, || "start a thread")?;
     let (client, usual) = reach(name)?;
     let mut wish = wish(matches, usual)?;
     wish.argv = argv.iter().map(|word| word.clone().into_bytes()).collect();
@@ -80,12 +87,13 @@ fn attempt(name: &str, matches: &ArgMatches) -> Result<u8> {
         Fail::new(Why::Host, format!("run {} in {name}", argv.first().map_or("", String::as_str)))
             .because(crate::quote::line(cause.to_string().as_bytes()))
     };
+    let sized = wish.terminal.is_some();
     let process = client.start(wish, streams).map_err(lost)?;
-    let remote = process.remote();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || forward(&signals, &remote))
-        .doing(Why::Host, || "start a thread")?;
+    let _ = running.set(process.remote());
+    if sized {
+        // Nobody has heard of another size since it was asked for.
+        let _ = process.remote().resize(terminal::size());
+    }
     let outputs = process.outputs();
     let ended = process.wait();
     drop(raw);
@@ -148,18 +156,20 @@ fn refusal(program: &str, outcome: Outcome) -> Option<Fail> {
     }
 }
 
-/// Passes signals on. A second one that would end this process does: the guest may hang, and with the wire its program ends.
-fn forward(signals: &OwnedFd, remote: &Remote) {
+/// Passes signals on. A second one that would end this process does, as the first does while no command runs: the guest may
+/// hang, and with the wire its program ends.
+fn forward(signals: &OwnedFd, running: &OnceLock<Remote>) {
     let mut passed = false;
     while rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(signals, PollFlags::IN)], None)).is_ok() {
         while let Some(number) = signals::next(signals) {
-            if number == Signal::WINCH.as_raw() {
+            match running.get() {
                 // A command that has ended has no terminal any more.
-                let _ = remote.resize(terminal::size());
-            } else if std::mem::replace(&mut passed, true) {
-                leave(code::signalled(number));
-            } else {
-                let _ = remote.signal(u8::try_from(number).unwrap_or(u8::MAX));
+                Some(remote) if number == Signal::WINCH.as_raw() => drop(remote.resize(terminal::size())),
+                None if number == Signal::WINCH.as_raw() => {}
+                Some(remote) if !std::mem::replace(&mut passed, true) => {
+                    let _ = remote.signal(u8::try_from(number).unwrap_or(u8::MAX));
+                }
+                _ => leave(code::signalled(number)),
             }
         }
     }
