@@ -103,6 +103,19 @@ fn config() -> Value {
     json!({"Env": ["A=1"], "User": "ann", "WorkingDir": "/w", "Entrypoint": ["/e"], "Cmd": null})
 }
 
+/// An image of two layers as others write it, without a runtime: the layers packed, the configuration by its digest (crane),
+/// or by a plain name (jib).
+fn packed_archive(parts: &Layout, config: &str, digest: &str) -> Vec<u8> {
+    let packed = ["3", "4"].map(|digit| format!("{}.tar.gz", digit.repeat(64)));
+    let manifest = json!([{"Config": config, "RepoTags": ["busybox:1.36"], "Layers": packed}]);
+    Tar::default()
+        .add(b'0', config, (0o644, 0, 0), &parts.files[&format!("blobs/sha256/{digest}")])
+        .add(b'0', &packed[0], (0o644, 0, 0), &gzip(&layer("a")))
+        .add(b'0', &packed[1], (0o644, 0, 0), &gzip(&layer("b")))
+        .add(b'0', "manifest.json", (0o644, 0, 0), manifest.to_string().as_bytes())
+        .bytes()
+}
+
 #[test]
 fn an_image_is_the_same_in_every_form() {
     let dir = tempfile::tempdir().unwrap();
@@ -135,17 +148,6 @@ fn an_image_is_the_same_in_every_form() {
         .link(&format!("{}/layer.tar -> ../{}.tar", "1".repeat(64), "2".repeat(64)))
         .add(b'0', "manifest.json", (0o644, 0, 0), manifest.to_string().as_bytes())
         .bytes();
-    // As others write it, without a runtime: the layers packed, the configuration by its digest (crane), or by a plain name (jib).
-    let named = |config: &str| {
-        let packed = ["3", "4"].map(|digit| format!("{}.tar.gz", digit.repeat(64)));
-        let manifest = json!([{"Config": config, "RepoTags": ["busybox:1.36"], "Layers": packed}]);
-        Tar::default()
-            .add(b'0', config, (0o644, 0, 0), &parts.files[&format!("blobs/sha256/{digest}")])
-            .add(b'0', &packed[0], (0o644, 0, 0), &gzip(&layers[0]))
-            .add(b'0', &packed[1], (0o644, 0, 0), &gzip(&layers[1]))
-            .add(b'0', "manifest.json", (0o644, 0, 0), manifest.to_string().as_bytes())
-            .bytes()
-    };
     // As it writes now: both at once.
     let mut both = layout.files();
     both.insert("manifest.json".into(), b"[]".to_vec());
@@ -158,8 +160,8 @@ fn an_image_is_the_same_in_every_form() {
         ("docker.tar", docker.clone()),
         ("docker.tgz", gzip(&docker)),
         ("both.tar", archive(&both)),
-        ("crane.tar", named(&format!("sha256:{digest}"))),
-        ("jib.tar", named("config.json")),
+        ("crane.tar", packed_archive(&parts, &format!("sha256:{digest}"), &digest)),
+        ("jib.tar", packed_archive(&parts, "config.json", &digest)),
     ] {
         let path = put(name, &bytes);
         let source = source::find(&path).unwrap();
