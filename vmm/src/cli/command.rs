@@ -49,37 +49,7 @@ const OUTPUT: &str = "Output";
 
 /// The whole command.
 pub fn command(detail: Detail) -> Command {
-    let run = Command::new("run").about("Boot a kernel and run the guest, or a command in it, to the end");
-    Command::new("mayfly")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about("A hypervisor for virtual machines that live for a test")
-        .after_help("Start here: mayfly doctor, then mayfly run --kernel /boot/vmlinuz --initrd builtin")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .max_term_width(110)
-        .arg(
-            Arg::new("verbose")
-                .short('v')
-                .long("verbose")
-                .help_heading(OUTPUT)
-                .global(true)
-                .action(ArgAction::Count)
-                .help("Say more: -v what is done, -vv details, -vvv everything"),
-        )
-        .arg(
-            Arg::new("quiet")
-                .short('q')
-                .long("quiet")
-                .help_heading(OUTPUT)
-                .global(true)
-                .action(ArgAction::SetTrue)
-                .help("Say nothing but errors"),
-        )
-        .subcommand(match detail {
-            Detail::Names => run.defer(|run| run_flags(run, Detail::Names)),
-            // At once: what all commands share then comes after it.
-            Detail::Keys => run_flags(run, Detail::Keys),
-        })
+    run_alone(detail)
         .subcommands(super::vm::commands())
         .subcommand(
             Command::new("matrix")
@@ -122,6 +92,48 @@ pub fn command(detail: Detail) -> Command {
             man.arg(command.help("The page of this command instead of the main one"))
         }))
         .subcommand(Command::new("schema").about("Print the JSON schema of a plan, with all devices"))
+}
+
+/// The command line that reads these words. To build all commands takes a run longer than to build its own, and a run is to
+/// start fast.
+pub fn for_words(words: &[OsString]) -> Command {
+    let detail = Detail::for_words(words);
+    if words.get(1).is_some_and(|word| word == "run") { run_alone(detail) } else { command(detail) }
+}
+
+/// The command line as far as a run needs it.
+fn run_alone(detail: Detail) -> Command {
+    let run = Command::new("run").about("Boot a kernel and run the guest, or a command in it, to the end");
+    Command::new("mayfly")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A hypervisor for virtual machines that live for a test")
+        .after_help("Start here: mayfly doctor, then mayfly run --kernel /boot/vmlinuz --initrd builtin")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .max_term_width(110)
+        .arg(
+            Arg::new("verbose")
+                .short('v')
+                .long("verbose")
+                .help_heading(OUTPUT)
+                .global(true)
+                .action(ArgAction::Count)
+                .help("Say more: -v what is done, -vv details, -vvv everything"),
+        )
+        .arg(
+            Arg::new("quiet")
+                .short('q')
+                .long("quiet")
+                .help_heading(OUTPUT)
+                .global(true)
+                .action(ArgAction::SetTrue)
+                .help("Say nothing but errors"),
+        )
+        .subcommand(match detail {
+            Detail::Names => run.defer(|run| run_flags(run, Detail::Names)),
+            // At once: what all commands share then comes after it.
+            Detail::Keys => run_flags(run, Detail::Keys),
+        })
 }
 
 fn bisect(detail: Detail) -> Command {

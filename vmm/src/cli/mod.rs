@@ -41,7 +41,7 @@ pub fn main() -> u8 {
     let words: Vec<OsString> = std::env::args_os().collect();
     // KVM takes a while to answer; the command line can be read meanwhile.
     let scout = words.get(1).filter(|word| *word == "run").map(|_| Scout::send());
-    match command::command(command::Detail::for_words(&words)).try_get_matches_from(&words) {
+    match command::for_words(&words).try_get_matches_from(&words) {
         Ok(matches) => carry_out(matches, scout),
         Err(error) => usage(&error, &words),
     }
