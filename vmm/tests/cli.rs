@@ -4,12 +4,16 @@
 //! code. `GOLDEN=write cargo test -p vmm --test cli` writes down what is printed now. What grows with the catalogue of
 //! devices is not in them, so that a new device changes no golden file.
 
+mod tiny;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
+
+use self::tiny::tiny;
 
 const NOBODY: u32 = 65534;
 
@@ -51,17 +55,6 @@ fn fixtures() -> tempfile::TempDir {
     put("secret", "not for everyone\n");
     fs::set_permissions(dir.path().join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
     dir
-}
-
-/// The smallest kernel: an ELF file with one instruction at 1 MiB.
-fn tiny() -> Vec<u8> {
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    let words = |file: &mut Vec<u8>, words: &[u64]| words.iter().for_each(|w| file.extend(w.to_le_bytes()));
-    words(&mut file, &[0x10_0000, 64, 0]);
-    file.extend(b"\0\0\0\0\x40\0\x38\0\x01\0\0\0\0\0\0\0\x01\0\0\0\x05\0\0\0");
-    words(&mut file, &[120, 0x10_0000, 0x10_0000, 1, 1, 8]);
-    file.push(0xf4);
-    file
 }
 
 /// Runs a command line of a session.

@@ -1,26 +1,19 @@
 //! What a command finds in its guest: a network that is up, users with their groups, the file systems of any Linux.
 
 use super::expect;
-use crate::ground::{Output, quote};
+use crate::ground::quote;
 use crate::harness::{Case, Room, Stop, Verdict};
-use crate::kernels::{Flavour, Kernel};
+use crate::kernels::Flavour;
 
 pub fn cases() -> Vec<Case> {
     vec![Case::new("real::inside::network", network), Case::new("real::inside::users", users)]
 }
 
 /// The command line, as shell text, of a run of `command` (shell text too).
-pub(crate) fn line(room: &Room<'_>, arguments: &str, command: &str) -> Result<String, Stop> {
-    let kernel = Kernel::fetch(Flavour::Cloud).map_err(Stop::Skipped)?;
-    let mayfly = quote(&room.mayfly.display().to_string());
-    let kernel = quote(&kernel.bzimage().display().to_string());
-    let options = room.ground.options();
-    Ok(format!("{mayfly} run {options} --kernel {kernel} --timeout 100s {arguments} -- {command}"))
-}
+pub(crate) use super::roots::run;
 
-pub(crate) fn run(room: &mut Room<'_>, arguments: &str, command: &str) -> Result<Output, Stop> {
-    let line = line(room, arguments, command)?;
-    room.shell(&line)
+pub(crate) fn line(room: &Room<'_>, arguments: &str, command: &str) -> Result<String, Stop> {
+    super::roots::line(room, Flavour::Cloud, arguments, command)
 }
 
 /// A name server that knows one address: each question comes back with it.

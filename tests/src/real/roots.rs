@@ -23,7 +23,12 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The command line, as shell text, of a run of `command` (shell text too).
-fn line(room: &Room<'_>, flavour: Flavour, arguments: &str, command: &str) -> Result<String, Stop> {
+pub(crate) fn line(
+    room: &Room<'_>,
+    flavour: Flavour,
+    arguments: &str,
+    command: &str,
+) -> Result<String, Stop> {
     let kernel = Kernel::fetch(flavour).map_err(Stop::Skipped)?;
     let mayfly = quote(&room.mayfly.display().to_string());
     let kernel = quote(&kernel.bzimage().display().to_string());
@@ -31,7 +36,7 @@ fn line(room: &Room<'_>, flavour: Flavour, arguments: &str, command: &str) -> Re
     Ok(format!("{mayfly} run {options} --kernel {kernel} --timeout 100s {arguments} -- {command}"))
 }
 
-fn run(room: &mut Room<'_>, arguments: &str, command: &str) -> Result<Output, Stop> {
+pub(crate) fn run(room: &mut Room<'_>, arguments: &str, command: &str) -> Result<Output, Stop> {
     let line = line(room, Flavour::Cloud, arguments, command)?;
     room.shell(&line)
 }
