@@ -67,9 +67,7 @@ pub fn command(detail: Detail) -> Command {
                 .about("Say what a kernel image is and what it lacks, or what a running VM is")
                 .defer(super::inspect::flags),
         )
-        .subcommand(
-            Command::new("kernel").about("Fetch, list and remove kernels").defer(super::kernels::commands),
-        )
+        .subcommand(super::kernels::command())
         .subcommand(
             Command::new("doctor")
                 .about("Check this host, with the command that mends each fault")
@@ -94,8 +92,7 @@ pub fn command(detail: Detail) -> Command {
         .subcommand(Command::new("schema").about("Print the JSON schema of a plan, with all devices"))
 }
 
-/// The command line that reads these words. To build all commands takes a run longer than to build its own, and a run is to
-/// start fast.
+/// The command line that reads these words: for a run, which is to start fast, without the other commands.
 pub fn for_words(words: &[OsString]) -> Command {
     let detail = Detail::for_words(words);
     if words.get(1).is_some_and(|word| word == "run") { run_alone(detail) } else { command(detail) }

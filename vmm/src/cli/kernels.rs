@@ -14,8 +14,13 @@ use crate::outcome::{code, code_before_start};
 use crate::plan::{Command, Plan, Root};
 use crate::{log, machine};
 
+/// The command.
+pub fn command() -> Clap {
+    Clap::new("kernel").about("Fetch, list and remove kernels").defer(commands)
+}
+
 /// Adds the commands below it.
-pub fn commands(kernel: Clap) -> Clap {
+fn commands(kernel: Clap) -> Clap {
     let name = Arg::new("name").value_name("NAME");
     let pull = Clap::new("pull")
         .about("Fetch a kernel with its modules through apt, without root, and print its name");
